@@ -1,0 +1,57 @@
+"""A Korean-English CLIP for Hugging Face Transformers.
+
+Importing the package registers its classes with the Auto* API, so that `AutoModel.from_pretrained` and
+`AutoProcessor.from_pretrained` find them.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    AutoTokenizer,
+)
+
+from .configuration_ko_en_clip import KoEnClipConfig, KoEnClipTextConfig, KoEnClipVisionConfig
+from .image_processing_ko_en_clip import KoEnClipImageProcessor
+from .modeling_ko_en_clip import (
+    KoEnClipModel,
+    KoEnClipTextModel,
+    KoEnClipTextModelWithProjection,
+    KoEnClipVisionModel,
+    KoEnClipVisionModelWithProjection,
+)
+from .modeling_ko_en_clip_mae import KoEnClipForPreTraining
+from .processing_ko_en_clip import KoEnClipProcessor
+from .tokenization_ko_en_clip import KoEnClipTokenizerFast
+
+__version__ = "0.1.0"
+
+AutoConfig.register(KoEnClipConfig.model_type, KoEnClipConfig)
+AutoConfig.register(KoEnClipTextConfig.model_type, KoEnClipTextConfig)
+AutoConfig.register(KoEnClipVisionConfig.model_type, KoEnClipVisionConfig)
+AutoModel.register(KoEnClipConfig, KoEnClipModel)
+AutoModel.register(KoEnClipTextConfig, KoEnClipTextModel)
+AutoModel.register(KoEnClipVisionConfig, KoEnClipVisionModel)
+AutoModelForPreTraining.register(KoEnClipConfig, KoEnClipForPreTraining)
+AutoModelForZeroShotImageClassification.register(KoEnClipConfig, KoEnClipModel)
+AutoTokenizer.register(KoEnClipConfig, tokenizer_class=KoEnClipTokenizerFast)
+AutoImageProcessor.register(KoEnClipConfig, image_processor_classes={"pil": KoEnClipImageProcessor})
+AutoProcessor.register(KoEnClipConfig, KoEnClipProcessor)
+
+__all__ = [
+    "KoEnClipConfig",
+    "KoEnClipForPreTraining",
+    "KoEnClipImageProcessor",
+    "KoEnClipModel",
+    "KoEnClipProcessor",
+    "KoEnClipTextConfig",
+    "KoEnClipTextModel",
+    "KoEnClipTextModelWithProjection",
+    "KoEnClipTokenizerFast",
+    "KoEnClipVisionConfig",
+    "KoEnClipVisionModel",
+    "KoEnClipVisionModelWithProjection",
+]

@@ -1,0 +1,204 @@
+"""Masked autoencoder round the vision tower of the joint model: the first stage of training.
+
+Implements He et al. 2022: random masking, an encoder that sees visible patches only, a narrow decoder with fixed
+sine-cosine positions, and the mean squared error of masked patches. The encoder is the very tower that
+`KoEnClipModel.from_pretrained(mae_folder)` takes over. Shipped with pre-training checkpoints only.
+
+KELIP warms up its image tower with an MAE too (Kim et al. 2022), but its released class differs: learned positions, the
+CLIP projection before the decoder, a causal mask in the decoder and a tanh on its output. None of that is built here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from .configuration_ko_en_clip import KoEnClipConfig, KoEnClipVisionConfig
+from .modeling_ko_en_clip import KoEnClipPreTrainedModel, KoEnClipVisionModel, init
+
+
+@dataclass
+class KoEnClipForPreTrainingOutput(ModelOutput):
+    r"""What [`KoEnClipForPreTraining`] returns; the fields of transformers' `ViTMAEForPreTrainingOutput`.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`): mean squared error over masked patches.
+        logits (`torch.Tensor` of shape `(batch_size, num_patches, patch_size ** 2 * num_channels)`):
+            predicted patches, in the layout of [`patchify`].
+        mask (`torch.Tensor` of shape `(batch_size, num_patches)`): 0 for visible patches, 1 for masked ones.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+
+def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Patches of pictures, row by row; inside a patch rows, then columns, then channels (He et al.'s layout).
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`): sides multiples of the patch.
+        patch_size (`int`): side of a patch in pixels.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_patches, patch_size ** 2 * channels)`.
+    """
+    batch_size, channels, height, width = pixel_values.shape
+    rows, columns = height // patch_size, width // patch_size
+    # (B, C, rows, p, columns, p) -> (B, rows, columns, p, p, C)
+    patches = pixel_values.reshape(batch_size, channels, rows, patch_size, columns, patch_size)
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch_size, rows * columns, patch_size**2 * channels)
+
+
+def unpatchify(patches: torch.Tensor, patch_size: int, height: int, width: int) -> torch.Tensor:
+    """Pictures of `(batch_size, channels, height, width)` from patches: the inverse of [`patchify`]."""
+    batch_size, rows, columns = patches.shape[0], height // patch_size, width // patch_size
+    patches = patches.reshape(batch_size, rows, columns, patch_size, patch_size, -1)
+    # (B, rows, columns, p, p, C) -> (B, C, rows, p, columns, p)
+    return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch_size, -1, height, width)
+
+
+def random_visible_patches(noise: torch.Tensor, num_visible: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The patches that stay, and the mask of those that do not (He et al. 2022, section 3, "simple implementation").
+
+    Args:
+        noise (`torch.Tensor` of shape `(batch_size, num_patches)`): one random number a patch; the smallest stay.
+        num_visible (`int`): how many stay.
+
+    Returns:
+        numbers of visible patches, int64, `(batch_size, num_visible)`, in rising order; and the mask, in the dtype of
+        `noise`, `(batch_size, num_patches)`: 0 kept, 1 removed.
+    """
+    visible_patches = noise.argsort(dim=1)[:, :num_visible].sort(dim=1).values
+    mask = torch.ones_like(noise).scatter_(1, visible_patches, 0.0)
+    return visible_patches, mask
+
+
+def sine_cosine_positions(grid_height: int, grid_width: int, hidden_size: int) -> torch.Tensor:
+    """Fixed 2-D positions of patches, row by row, computed in float64.
+
+    The first half of a vector tells the column, the second the row, as in He et al.'s released code; each half is
+    the sines, then the cosines, of the coordinate over 10000^(2i / (hidden_size / 2)).
+
+    Returns:
+        `torch.Tensor` of shape `(grid_height * grid_width, hidden_size)`, float32.
+    """
+    quarter = hidden_size // 4
+    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+
+    def one_axis(coordinates: torch.Tensor) -> torch.Tensor:
+        angles = coordinates.double()[:, None] * frequencies[None, :]
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    rows = torch.arange(grid_height).repeat_interleave(grid_width)
+    columns = torch.arange(grid_width).repeat(grid_height)
+    return torch.cat([one_axis(columns), one_axis(rows)], dim=1).float()
+
+
+class KoEnClipMaeDecoder(nn.Module):
+    """Light transformer from visible hidden states to the pixels of every patch (He et al. 2022, section 3)."""
+
+    def __init__(self, config: KoEnClipConfig):
+        super().__init__()
+        vision_config, width = config.vision_config, config.decoder_hidden_size
+        self.embed = nn.Linear(vision_config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        decoder_config = KoEnClipVisionConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=config.decoder_num_hidden_layers,
+            num_attention_heads=config.decoder_num_attention_heads,
+            hidden_act="gelu",
+            image_size=vision_config.image_size,
+            patch_size=vision_config.patch_size,
+        )
+        decoder_config._attn_implementation = config._attn_implementation
+        # A decoder's blocks are the tower's blocks; its embeddings and norms of the class token go unused, so only
+        # the stack of blocks is kept.
+        self.encoder = KoEnClipVisionModel._from_config(decoder_config).encoder
+        self.norm = nn.LayerNorm(width, eps=vision_config.layer_norm_eps)
+        self.pixels = nn.Linear(width, vision_config.patch_size**2 * vision_config.num_channels)
+
+    def forward(
+        self, hidden_states: torch.Tensor, visible_patches: torch.Tensor, grid: tuple[int, int]
+    ) -> torch.Tensor:
+        """Predicted patches `(batch_size, num_patches, pixels)` from the class token and the visible patches."""
+        hidden_states = self.embed(hidden_states)
+        batch_size, _, width = hidden_states.shape
+        patches = self.mask_token.to(hidden_states.dtype).expand(batch_size, grid[0] * grid[1], width)
+        patches = patches.scatter(1, visible_patches[:, :, None].expand(-1, -1, width), hidden_states[:, 1:])
+        positions = sine_cosine_positions(*grid, width).to(device=patches.device, dtype=patches.dtype)
+        hidden_states = torch.cat([hidden_states[:, :1], patches + positions], dim=1)
+        outputs: BaseModelOutput = self.encoder(inputs_embeds=hidden_states)
+        return self.pixels(self.norm(outputs.last_hidden_state[:, 1:]))
+
+
+class KoEnClipForPreTraining(KoEnClipPreTrainedModel):
+    """Masked pre-training of the vision tower; stores the joint configuration, text settings included."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: KoEnClipConfig):
+        super().__init__(config)
+        self.vision_model = KoEnClipVisionModel._from_config(config.vision_config)
+        self.decoder = KoEnClipMaeDecoder(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, KoEnClipMaeDecoder):
+            init.normal_(module.mask_token, std=0.02)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> KoEnClipForPreTrainingOutput:
+        r"""Hide patches, predict them, and return the error on the hidden ones.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): normalised pixels.
+            noise (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
+                One number a patch; the patches with the smallest stay visible. Drawn when absent.
+
+        Raises:
+            ValueError: pixels are missing or misshapen, or the mask ratio leaves no patch visible or none hidden.
+        """
+        if pixel_values is None:
+            raise ValueError("pixel_values is missing: masked pre-training needs pictures.")
+        patch_size = self.config.vision_config.patch_size
+        grid = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
+        num_patches = grid[0] * grid[1]
+        num_visible = round(num_patches * (1 - self.config.mask_ratio))
+        if not 0 < num_visible < num_patches:
+            raise ValueError(
+                f"mask_ratio {self.config.mask_ratio} leaves {num_visible} of {num_patches} patches visible; at least "
+                "one must be visible and one hidden. Change mask_ratio, the picture size or the patch size."
+            )
+        if noise is None:
+            noise = torch.rand(pixel_values.shape[0], num_patches, device=pixel_values.device)
+        visible_patches, mask = random_visible_patches(noise, num_visible)
+        encoded = self.vision_model(pixel_values, visible_patches, **kwargs).last_hidden_state
+        # Every visible token passes the last norm, as He et al.'s encoder does; contrastive training uses its class row.
+        logits = self.decoder(self.vision_model.post_layernorm(encoded), visible_patches, grid)
+        return KoEnClipForPreTrainingOutput(loss=self._loss(pixel_values, logits, mask), logits=logits, mask=mask)
+
+    def _loss(self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        target = patchify(pixel_values, self.config.vision_config.patch_size).to(
+            torch.promote_types(pixel_values.dtype, torch.float32)
+        )
+        if self.config.norm_pix_loss:
+            variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        error = (logits.to(target.dtype) - target).square().mean(dim=-1)
+        return (error * mask).sum() / mask.sum()
+
+
+__all__ = ["KoEnClipForPreTraining"]

@@ -1,0 +1,19 @@
+"""The fast tokenizer: every rule is in `tokenizer.json`, so the class adds names only.
+
+`tokenizer_training.py` writes that file. Shipped beside the weights: imports from transformers only.
+"""
+
+from transformers import TokenizersBackend
+
+
+class KoEnClipTokenizerFast(TokenizersBackend):
+    r"""Byte-level BPE over Korean and English with BOS, EOS and padding.
+
+    `tokenizer.json` alone decides the ids: Unicode NFC, full-width forms to ASCII, white space to single spaces, lower
+    case, BOS before and EOS after each text. The bare `tokenizers.Tokenizer.from_file` gives the same ids.
+    """
+
+    # No __init__ here: with one, transformers would take vocabulary and merges from tokenizer.json and drop the
+    # normaliser and the splitting, and ids would change in silence.
+    vocab_files_names = {"tokenizer_file": "tokenizer.json"}
+    model_input_names = ["input_ids", "attention_mask"]
