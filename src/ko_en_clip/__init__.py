@@ -6,13 +6,15 @@ Importing the package registers its classes with the Auto* API, so that `AutoMod
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
     AutoTokenizer,
 )
+
+# From its module: transformers 5.17 exports a stand-in at the top level where torchvision is absent.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .configuration_ko_en_clip import KoEnClipConfig, KoEnClipTextConfig, KoEnClipVisionConfig
 from .image_processing_ko_en_clip import KoEnClipImageProcessor

@@ -133,8 +133,10 @@ class KoEnClipConfig(PreTrainedConfig):
             Dimension of the joint embedding space. Written into both towers' configurations.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
             Natural logarithm of the first logit scale: ln(1/0.07) (Radford et al. 2021, section 2.5).
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial weights of the MAE decoder outside its blocks.
         initializer_factor (`float`, *optional*, defaults to 1.0):
-            Factor on the standard deviation of every initial weight.
+            Factor on the standard deviation of the initial weights of the towers.
         mask_ratio (`float`, *optional*, defaults to 0.75):
             Share of patches hidden by [`KoEnClipForPreTraining`] (He et al. 2022, table 1).
         norm_pix_loss (`bool`, *optional*, defaults to `True`):
@@ -160,6 +162,7 @@ class KoEnClipConfig(PreTrainedConfig):
     vision_config: dict | KoEnClipVisionConfig | None = None
     projection_dim: int = 512
     logit_scale_init_value: float = 2.6592
+    initializer_range: float = 0.02
     initializer_factor: float = 1.0
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True

@@ -112,24 +112,37 @@ class KoEnClipPreTrainedModel(CLIPPreTrainedModel):
         """
         super()._init_weights(module)
         factor = self.config.initializer_factor
-        if isinstance(module, KoEnClipVisionEmbeddings):
+        if isinstance(module, nn.Linear) and hasattr(module, "init_std"):
+            init.normal_(module.weight, std=module.init_std * factor)
+        elif isinstance(module, KoEnClipVisionEmbeddings):
             std = module.hidden_size**-0.5 * factor
             init.normal_(module.class_embedding, std=std)
             init.normal_(module.position_embedding.weight, std=std)
             init.normal_(module.patch_embedding.weight, std=module.initializer_range * factor)
-        elif type(module).__name__ == "CLIPAttention":
-            width, depth = module.embed_dim, module.config.num_hidden_layers
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                init.normal_(projection.weight, std=width**-0.5 * factor)
-            init.normal_(module.out_proj.weight, std=width**-0.5 * (2 * depth) ** -0.5 * factor)
         elif isinstance(module, KoEnClipModel):
-            init.normal_(module.text_projection.weight, std=module.config.text_config.hidden_size**-0.5 * factor)
-            init.normal_(module.visual_projection.weight, std=module.config.vision_config.hidden_size**-0.5 * factor)
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-        elif isinstance(module, KoEnClipTextModelWithProjection):
-            init.normal_(module.text_projection.weight, std=self.config.hidden_size**-0.5 * factor)
-        elif isinstance(module, KoEnClipVisionModelWithProjection):
-            init.normal_(module.visual_projection.weight, std=self.config.hidden_size**-0.5 * factor)
+
+
+def _plan_init(encoder: nn.Module, hidden_size: int, num_hidden_layers: int) -> None:
+    """Note on each linear layer of a tower the standard deviation that CLIP initialises it with.
+
+    transformers initialises custom code module by module and skips those without weights of their own, attention and
+    MLP among them, so the layers themselves have to carry the number.
+    """
+    residual_std = hidden_size**-0.5 * (2 * num_hidden_layers) ** -0.5
+    for layer in encoder.layers:  # type: ignore[union-attr]
+        attention, mlp = layer.self_attn, layer.mlp
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            projection.init_std = hidden_size**-0.5
+        attention.out_proj.init_std = residual_std
+        mlp.fc1.init_std = (2 * hidden_size) ** -0.5
+        mlp.fc2.init_std = residual_std
+
+
+def _projection(hidden_size: int, projection_dim: int) -> nn.Linear:
+    projection = nn.Linear(hidden_size, projection_dim, bias=False)
+    projection.init_std = hidden_size**-0.5  # type: ignore[assignment]
+    return projection
 
 
 class KoEnClipVisionEmbeddings(nn.Module):
@@ -199,6 +212,11 @@ class KoEnClipVisionModel(CLIPVisionModel, KoEnClipPreTrainedModel):
         self.embeddings = KoEnClipVisionEmbeddings(config)
         self.post_init()
 
+    def post_init(self) -> None:
+        """Plan the initial weights before they are drawn."""
+        _plan_init(self.encoder, self.config.hidden_size, self.config.num_hidden_layers)
+        super().post_init()
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -237,6 +255,11 @@ class KoEnClipTextModel(CLIPTextModel, KoEnClipPreTrainedModel):
     """CLIP's causal text transformer, pooled at EOS, without projection."""
 
     config: KoEnClipTextConfig
+
+    def post_init(self) -> None:
+        """Plan the initial weights before they are drawn."""
+        _plan_init(self.encoder, self.config.hidden_size, self.config.num_hidden_layers)
+        super().post_init()
 
     def forward(
         self,
@@ -297,8 +320,8 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
         super().__init__(config)
         self.text_model = KoEnClipTextModel._from_config(config.text_config)
         self.vision_model = KoEnClipVisionModel._from_config(config.vision_config)
-        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = _projection(config.vision_config.hidden_size, config.projection_dim)
+        self.text_projection = _projection(config.text_config.hidden_size, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         self.post_init()
 
@@ -434,7 +457,7 @@ class KoEnClipTextModelWithProjection(KoEnClipPreTrainedModel):
     def __init__(self, config: KoEnClipTextConfig):
         super().__init__(config)
         self.text_model = KoEnClipTextModel._from_config(config)
-        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = _projection(config.hidden_size, config.projection_dim)
         self.post_init()
 
     @can_return_tuple
@@ -466,7 +489,7 @@ class KoEnClipVisionModelWithProjection(KoEnClipPreTrainedModel):
     def __init__(self, config: KoEnClipVisionConfig):
         super().__init__(config)
         self.vision_model = KoEnClipVisionModel._from_config(config)
-        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = _projection(config.hidden_size, config.projection_dim)
         self.post_init()
 
     @can_return_tuple
