@@ -1,7 +1,7 @@
 """Configurations of the text tower, the vision tower and the joint model.
 
-Read by `modeling_ko_en_clip.py`. The towers are CLIP's (Radford et al. 2021, section 2.4), so both tower configurations
-are CLIP's with stricter rules. Shipped beside the weights: imports from transformers and huggingface_hub only.
+Read by `modeling_ko_en_clip.py`. The towers are CLIP's (Radford et al. 2021, section 2.4), so both configurations of
+towers are CLIP's with stricter rules. Shipped beside the weights: imports from transformers and huggingface_hub only.
 """
 
 from typing import Any
@@ -72,7 +72,7 @@ class KoEnClipTextConfig(CLIPTextConfig):
             token_id = getattr(self, name)
             if token_id is not None and not 0 <= token_id < self.vocab_size:
                 raise ValueError(
-                    f"text_config.{name} is {token_id}, outside the vocabulary of vocab_size={self.vocab_size} entries."
+                    f"text_config.{name} is {token_id}, outside the vocabulary (vocab_size={self.vocab_size})."
                 )
 
 
@@ -94,8 +94,8 @@ class KoEnClipVisionConfig(CLIPVisionConfig):
         num_attention_heads (`int`, *optional*, defaults to 12):
             Attention heads of each block.
         image_size (`int`, *optional*, defaults to 224):
-            Side in pixels for which the position table is made; a multiple of `patch_size`. Other sizes are taken
-            too: the table is resized to them.
+            Side in pixels for which the position table is made; a multiple of `patch_size`. For other sizes the
+            table is resized.
         patch_size (`int`, *optional*, defaults to 32):
             Side of a patch in pixels.
 
@@ -156,10 +156,10 @@ class KoEnClipConfig(PreTrainedConfig):
     model_type = "ko_en_clip"
     # transformers 5.17 to 5.19 read the first of the two, 5.20 and later the second.
     sub_configs = {"text_config": KoEnClipTextConfig, "vision_config": KoEnClipVisionConfig}
-    sub_configs_defaults = {"text_config": KoEnClipTextConfig, "vision_config": KoEnClipVisionConfig}
+    sub_configs_defaults = {"text_config": KoEnClipTextConfig, "vision_config": KoEnClipVisionConfig}  # type: ignore[dict-item]
 
-    text_config: dict | KoEnClipTextConfig | None = None
-    vision_config: dict | KoEnClipVisionConfig | None = None
+    text_config: dict[str, Any] | KoEnClipTextConfig | None = None
+    vision_config: dict[str, Any] | KoEnClipVisionConfig | None = None
     projection_dim: int = 512
     logit_scale_init_value: float = 2.6592
     initializer_range: float = 0.02

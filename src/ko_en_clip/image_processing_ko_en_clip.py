@@ -1,8 +1,8 @@
 """Pictures to normalised pixels with torch alone: no torchvision.
 
-CLIP's steps (Radford et al. 2021, released code): shortest side by bicubic resize, centre crop, normalise. Resizing is
-torch's antialiased bicubic on uint8, within 2 of 255 of Pillow's. Shipped beside the weights: imports from torch, numpy
-and transformers only.
+CLIP's steps (Radford et al. 2021, released code): shortest side by bicubic resize, centre crop, normalise. Resizing
+is torch's antialiased bicubic on uint8, within 2 of 255 of Pillow's. Shipped beside the weights: imports from torch,
+numpy and transformers only.
 """
 
 from typing import Any
@@ -99,6 +99,7 @@ class KoEnClipImageProcessor(BaseImageProcessor):
             if do_resize:
                 image = _resize(image, _target_size(image, size), _MODES[PILImageResampling(resample)])
             if do_center_crop:
+                assert crop_size.height is not None and crop_size.width is not None
                 image = _center_crop(image, crop_size.height, crop_size.width)
             pixels = image.float()
             if do_rescale:

@@ -1,7 +1,8 @@
 """Contrastive loss over the global batch, and the gather across processes that carries gradient.
 
 Used by `modeling_ko_en_clip.py` and by training. Implements the symmetric InfoNCE loss of CLIP (Radford et al. 2021,
-section 2.3 and figure 3). Shipped beside the weights, so that `Trainer` users get the exact loss too: imports torch only.
+section 2.3 and figure 3). Shipped beside the weights, so that `Trainer` users get the exact loss too: imports torch
+only.
 
 Shape suffixes: L rows of this process, G rows of all processes, D embedding dimension.
 """

@@ -96,7 +96,7 @@ class KoEnClipVisionModelOutput(ModelOutput):
 class KoEnClipPreTrainedModel(CLIPPreTrainedModel):
     """Base of all models here: weight initialisation, loading and saving."""
 
-    config: KoEnClipConfig
+    config: KoEnClipConfig  # type: ignore[assignment]
     base_model_prefix = "ko_en_clip"
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "KoEnClipVisionEmbeddings"]
     # The loss divides by its own row count: Trainer must neither rescale it by processes nor pass it item counts.
@@ -113,7 +113,7 @@ class KoEnClipPreTrainedModel(CLIPPreTrainedModel):
         super()._init_weights(module)
         factor = self.config.initializer_factor
         if isinstance(module, nn.Linear) and hasattr(module, "init_std"):
-            init.normal_(module.weight, std=module.init_std * factor)
+            init.normal_(module.weight, std=float(module.init_std) * factor)  # type: ignore[arg-type]
         elif isinstance(module, KoEnClipVisionEmbeddings):
             std = module.hidden_size**-0.5 * factor
             init.normal_(module.class_embedding, std=std)
@@ -130,7 +130,7 @@ def _plan_init(encoder: nn.Module, hidden_size: int, num_hidden_layers: int) -> 
     MLP among them, so the layers themselves have to carry the number.
     """
     residual_std = hidden_size**-0.5 * (2 * num_hidden_layers) ** -0.5
-    for layer in encoder.layers:  # type: ignore[union-attr]
+    for layer in encoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
             projection.init_std = hidden_size**-0.5
@@ -141,7 +141,7 @@ def _plan_init(encoder: nn.Module, hidden_size: int, num_hidden_layers: int) -> 
 
 def _projection(hidden_size: int, projection_dim: int) -> nn.Linear:
     projection = nn.Linear(hidden_size, projection_dim, bias=False)
-    projection.init_std = hidden_size**-0.5  # type: ignore[assignment]
+    projection.init_std = hidden_size**-0.5
     return projection
 
 
@@ -205,11 +205,11 @@ class KoEnClipVisionEmbeddings(nn.Module):
 class KoEnClipVisionModel(CLIPVisionModel, KoEnClipPreTrainedModel):
     """CLIP's vision transformer for pictures of any size, without projection."""
 
-    config: KoEnClipVisionConfig
+    config: KoEnClipVisionConfig  # type: ignore[assignment]
 
     def __init__(self, config: KoEnClipVisionConfig):
         super().__init__(config)
-        self.embeddings = KoEnClipVisionEmbeddings(config)
+        self.embeddings = KoEnClipVisionEmbeddings(config)  # type: ignore[assignment]
         self.post_init()
 
     def post_init(self) -> None:
@@ -254,7 +254,7 @@ class KoEnClipVisionModel(CLIPVisionModel, KoEnClipPreTrainedModel):
 class KoEnClipTextModel(CLIPTextModel, KoEnClipPreTrainedModel):
     """CLIP's causal text transformer, pooled at EOS, without projection."""
 
-    config: KoEnClipTextConfig
+    config: KoEnClipTextConfig  # type: ignore[assignment]
 
     def post_init(self) -> None:
         """Plan the initial weights before they are drawn."""
@@ -304,7 +304,7 @@ def _check_input_ids(input_ids: torch.Tensor, config: KoEnClipTextConfig) -> Non
             f"input_ids row {row} holds ids outside 0..{config.vocab_size - 1}: {input_ids[row].tolist()}. "
             "Use the tokenizer that was saved with this model."
         )
-    without_eos = ~(input_ids == config.eos_token_id).any(dim=1)
+    without_eos = ~torch.eq(input_ids, config.eos_token_id).any(dim=1)  # type: ignore[arg-type]
     if without_eos.any():
         row = int(without_eos.nonzero()[0])
         raise ValueError(
@@ -450,14 +450,14 @@ def _normalized(embeds: torch.Tensor) -> torch.Tensor:
 class KoEnClipTextModelWithProjection(KoEnClipPreTrainedModel):
     """The text tower with its projection, for embedding texts alone."""
 
-    config: KoEnClipTextConfig
+    config: KoEnClipTextConfig  # type: ignore[assignment]
     base_model_prefix = "text_model"
-    input_modalities = ("text",)
+    input_modalities = ("text",)  # type: ignore[assignment]
 
     def __init__(self, config: KoEnClipTextConfig):
         super().__init__(config)
         self.text_model = KoEnClipTextModel._from_config(config)
-        self.text_projection = _projection(config.hidden_size, config.projection_dim)
+        self.text_projection = _projection(config.hidden_size, config.projection_dim)  # type: ignore[arg-type]
         self.post_init()
 
     @can_return_tuple
@@ -481,10 +481,10 @@ class KoEnClipTextModelWithProjection(KoEnClipPreTrainedModel):
 class KoEnClipVisionModelWithProjection(KoEnClipPreTrainedModel):
     """The vision tower with its projection, for embedding pictures alone."""
 
-    config: KoEnClipVisionConfig
+    config: KoEnClipVisionConfig  # type: ignore[assignment]
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
 
     def __init__(self, config: KoEnClipVisionConfig):
         super().__init__(config)

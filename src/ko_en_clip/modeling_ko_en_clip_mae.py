@@ -4,15 +4,15 @@ Implements He et al. 2022: random masking, an encoder that sees visible patches 
 sine-cosine positions, and the mean squared error of masked patches. The encoder is the very tower that
 `KoEnClipModel.from_pretrained(mae_folder)` takes over. Shipped with pre-training checkpoints only.
 
-KELIP warms up its image tower with an MAE too (Kim et al. 2022), but its released class differs: learned positions, the
-CLIP projection before the decoder, a causal mask in the decoder and a tanh on its output. None of that is built here.
+KELIP warms up its image tower with an MAE too (Kim et al. 2022), but its released class differs: learned positions,
+the CLIP projection before the decoder, a causal mask in the decoder and a tanh on its output. None of that
+is built here.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
@@ -132,15 +132,15 @@ class KoEnClipMaeDecoder(nn.Module):
         patches = patches.scatter(1, visible_patches[:, :, None].expand(-1, -1, width), hidden_states[:, 1:])
         positions = sine_cosine_positions(*grid, width).to(device=patches.device, dtype=patches.dtype)
         hidden_states = torch.cat([hidden_states[:, :1], patches + positions], dim=1)
-        outputs: BaseModelOutput = self.encoder(inputs_embeds=hidden_states)
-        return self.pixels(self.norm(outputs.last_hidden_state[:, 1:]))
+        hidden_states = self.encoder(inputs_embeds=hidden_states).last_hidden_state
+        return self.pixels(self.norm(hidden_states[:, 1:]))
 
 
 class KoEnClipForPreTraining(KoEnClipPreTrainedModel):
     """Masked pre-training of the vision tower; stores the joint configuration, text settings included."""
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
 
     def __init__(self, config: KoEnClipConfig):
         super().__init__(config)
@@ -186,7 +186,7 @@ class KoEnClipForPreTraining(KoEnClipPreTrainedModel):
             noise = torch.rand(pixel_values.shape[0], num_patches, device=pixel_values.device)
         visible_patches, mask = random_visible_patches(noise, num_visible)
         encoded = self.vision_model(pixel_values, visible_patches, **kwargs).last_hidden_state
-        # Every visible token passes the last norm, as He et al.'s encoder does; contrastive training uses its class row.
+        # Every visible token passes the last norm, as in He et al.'s encoder; contrastive training uses the class row.
         logits = self.decoder(self.vision_model.post_layernorm(encoded), visible_patches, grid)
         return KoEnClipForPreTrainingOutput(loss=self._loss(pixel_values, logits, mask), logits=logits, mask=mask)
 

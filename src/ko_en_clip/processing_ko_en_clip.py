@@ -6,6 +6,13 @@ The front door of every model here. Shipped beside the weights: imports from tra
 from typing import Any
 
 from transformers import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs
+
+
+class KoEnClipProcessorKwargs(ProcessingKwargs, total=False):
+    """Call arguments of [`KoEnClipProcessor`]; texts are padded to the longest and truncated unless told otherwise."""
+
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}  # type: ignore[misc]
 
 
 class KoEnClipProcessor(ProcessorMixin):
@@ -18,6 +25,8 @@ class KoEnClipProcessor(ProcessorMixin):
         image_processor ([`KoEnClipImageProcessor`]): makes `pixel_values`.
         tokenizer ([`KoEnClipTokenizerFast`]): makes `input_ids` and `attention_mask`.
     """
+
+    valid_processor_kwargs = KoEnClipProcessorKwargs
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any):
         super().__init__(image_processor, tokenizer, **kwargs)

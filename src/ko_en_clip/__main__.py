@@ -1,0 +1,78 @@
+"""The command line: `ko-en-clip VERB`, or `accelerate launch -m ko_en_clip VERB` on several processes.
+
+Every flag is a field of a settings dataclass; jsonargparse makes the parsers. `--config` takes a YAML file or the name
+of a packaged recipe.
+"""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from .commands import demo, evaluate, publish, train_tokenizer
+from .settings_files import find_settings_file, packaged
+from .training.contrastive import train_contrastive
+from .training.mae import pretrain_mae
+from .training.settings import StageSettings
+
+VERBS: dict[str, tuple[type, Callable[[Any], None], str]] = {
+    "demo": (demo.DemoSettings, demo.run, "all stages on the embedded set, with a report"),
+    "train-tokenizer": (train_tokenizer.TrainTokenizerSettings, train_tokenizer.run, "a joint Korean-English BPE"),
+    "pretrain": (StageSettings, pretrain_mae, "masked pre-training of the vision tower (MAE)"),
+    "train": (StageSettings, train_contrastive, "contrastive training of both towers"),
+    "evaluate": (evaluate.EvaluateSettings, evaluate.run, "zero-shot classification and retrieval in both languages"),
+    "publish": (publish.PublishSettings, publish.publish, "a bundle that loads without this package, and the Hub"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parser = _parser()
+    try:
+        parsed = parser.parse_args(_with_recipe_paths(sys.argv[1:] if arguments is None else arguments))
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    verb = parsed.subcommand
+    settings_class, run, _ = VERBS[verb]
+    fields = {field.name for field in dataclasses.fields(settings_class)}
+    try:
+        values = parser.instantiate_classes(parsed)[verb].as_dict()
+        run(settings_class(**{name: value for name, value in values.items() if name in fields}))
+    except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
+        # Mistakes that a person can mend; anything else keeps its traceback.
+        sys.exit(f"ko-en-clip {verb}: {error}")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="ko-en-clip", description="A Korean-English CLIP: train, evaluate, publish.")
+    subcommands = parser.add_subcommands(required=True, metavar="VERB")
+    for verb, (settings_class, _, description) in VERBS.items():
+        subparser = ArgumentParser(description=f"{description[0].upper()}{description[1:]}.")
+        subparser.add_argument(
+            "--config",
+            action=ActionConfigFile,
+            help=f"A YAML file or a packaged recipe: {', '.join(packaged('recipes'))}.",
+        )
+        subparser.add_class_arguments(settings_class, as_positional=verb in ("evaluate", "publish"))
+        subcommands.add_subcommand(verb, subparser, help=description)
+    return parser
+
+
+def _with_recipe_paths(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which `--config NAME` of a packaged recipe has become its path."""
+    resolved = list(arguments)
+    for position, argument in enumerate(resolved):
+        name = argument.removeprefix("--config=")
+        is_value = argument.startswith("--config=") or (position > 0 and resolved[position - 1] == "--config")
+        if is_value:
+            path = str(find_settings_file(name, "recipes"))
+            resolved[position] = f"--config={path}" if argument.startswith("--config=") else path
+    return resolved
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Image-text pairs: reading, the embedded set, loading for training."""

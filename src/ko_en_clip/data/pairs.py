@@ -1,0 +1,204 @@
+"""Image-text pairs from any data set that `datasets` opens.
+
+Training and evaluation read through this one door: it names the columns, checks them, and decodes pictures.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from .digits import load_digit_pairs
+
+_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+_TEXT_TYPES = ("string", "large_string")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which data set, which split, and what its columns are called."""
+
+    path: str
+    """A Hub id, a folder (pictures with metadata, parquet), `parquet` or `webdataset` with `files`, or `digits`."""
+    captions: dict[str, str] = field(default_factory=dict)
+    """Caption columns, each with its language, as in {"caption_ko": "ko", "caption_en": "en"}. A cell is a string or a
+    list of strings, of which one is drawn each epoch; an empty cell has no caption in that language. Masked
+    pre-training needs none."""
+    image: str = "image"
+    """Column of pictures: encoded bytes, paths, or the Image type of `datasets`."""
+    split: str = "train"
+    """Split of the data set."""
+    name: str | None = None
+    """Configuration of the data set, where it has several."""
+    revision: str | None = None
+    """Commit, tag or branch of a data set on the Hub."""
+    files: list[str] = field(default_factory=list)
+    """Files of the data set, patterns allowed, where `path` does not name them itself."""
+    group: str | None = None
+    """Column whose equal values mean the same, so that such rows are not each other's negatives. Without it rows with
+    equal captions are treated so."""
+    where: dict[str, str | int | bool] = field(default_factory=dict)
+    """Keep only rows whose column has this value, as in {"skin_tone": false}."""
+
+
+class UnreadablePictureError(Exception):
+    """A picture that does not decode; carries its key and the reason."""
+
+    def __init__(self, key: str, reason: str):
+        super().__init__(f"picture {key} does not decode: {reason}")
+        self.key = key
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.key, self.reason)
+
+
+class PairSet:
+    """Rows of a data set as pictures, captions by language, and groups."""
+
+    def __init__(self, rows: datasets.Dataset, settings: DataSettings):
+        """Check the columns.
+
+        Raises:
+            ValueError: a column is missing or of the wrong type, or no row is left.
+        """
+        for column, value in settings.where.items():
+            _require_column(rows, column, "where")
+            kept = [number for number, cell in enumerate(rows[column]) if cell == value]
+            rows = rows.select(kept)
+        if len(rows) == 0:
+            kept_by = f" that match {settings.where}" if settings.where else ""
+            raise ValueError(f"{settings.path} (split {settings.split!r}) is empty: it has no rows{kept_by}.")
+        _check_columns(rows, settings)
+        feature = rows.features[settings.image]
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(settings.image, datasets.Image(decode=False))
+        self.rows = rows
+        self.settings = settings
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def key(self, index: int) -> str:
+        """What a person finds the row by: its `__key__` or the picture's path where there is one, and its number."""
+        if "__key__" in self.rows.column_names:
+            return f"{self.rows[index]['__key__']} (row {index})"
+        cell = self.rows[index][self.settings.image]
+        path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
+        return f"{path} (row {index})" if path else f"row {index}"
+
+    def picture(self, index: int) -> Image.Image:
+        """The picture of a row, decoded, in its own mode.
+
+        Raises:
+            UnreadablePictureError: it is absent or does not decode.
+        """
+        cell = self.rows[index][self.settings.image]
+        try:
+            image = Image.open(_source(cell))
+            image.load()
+        except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+            raise UnreadablePictureError(self.key(index), f"{type(error).__name__}: {error}") from error
+        return image
+
+    def captions(self, index: int) -> dict[str, list[str]]:
+        """Captions of a row by language; languages without one are left out."""
+        row = self.rows[index]
+        found: dict[str, list[str]] = {}
+        for column, language in self.settings.captions.items():
+            cell = row[column]
+            texts = [cell] if isinstance(cell, str) else cell or []
+            texts = [text for text in texts if text and text.strip()]
+            if texts:
+                found.setdefault(language, []).extend(texts)
+        return found
+
+    def group(self, index: int) -> str | None:
+        """What a row means, where a group column says so."""
+        return None if self.settings.group is None else str(self.rows[index][self.settings.group])
+
+    def texts(self) -> Iterator[str]:
+        """Every caption of every row."""
+        for row in self.rows.select_columns(list(self.settings.captions)):
+            for cell in row.values():
+                yield from [cell] if isinstance(cell, str) else [text for text in cell or [] if text]
+
+    def languages(self) -> list[str]:
+        """Languages of the captions, in the order of the settings."""
+        return list(dict.fromkeys(self.settings.captions.values()))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the rows in a manifest."""
+        return {"path": self.settings.path, "rows": len(self), "fingerprint": self.rows._fingerprint}
+
+
+def open_pairs(settings: DataSettings) -> PairSet:
+    """Open a data set and check it.
+
+    Raises:
+        ValueError: a column is missing or of the wrong type, or the set is empty; the message names the column and
+            lists those there are.
+        FileNotFoundError: the path or files do not exist.
+    """
+    return PairSet(_load(settings), settings)
+
+
+def _load(settings: DataSettings) -> datasets.Dataset:
+    if settings.path == "digits":
+        return load_digit_pairs(settings.split, settings.name)
+    path, files = settings.path, settings.files
+    if Path(path).is_file():
+        suffix = Path(path).suffix
+        if suffix not in _BUILDERS:
+            raise ValueError(f"path is the file {path}; files of data end in {', '.join(_BUILDERS)}.")
+        path, files = _BUILDERS[suffix], [path]
+    rows = datasets.load_dataset(
+        path,
+        settings.name,
+        split=settings.split,
+        data_files={settings.split: files} if files else None,
+        revision=settings.revision,
+    )
+    # Captions inside a JSON column (webdataset) become columns of their own: json.caption_ko.
+    return rows.flatten() if "json" in rows.column_names else rows
+
+
+def _source(cell: Any) -> Any:
+    if isinstance(cell, Mapping):
+        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+    if cell is None:
+        raise ValueError("the cell is empty")
+    return io.BytesIO(cell) if isinstance(cell, bytes) else cell
+
+
+def _check_columns(rows: datasets.Dataset, settings: DataSettings) -> None:
+    _require_column(rows, settings.image, "image")
+    image = rows.features[settings.image]
+    if not isinstance(image, datasets.Image | dict) and getattr(image, "dtype", None) not in (
+        "binary",
+        "large_binary",
+        *_TEXT_TYPES,
+    ):
+        raise ValueError(
+            f"column {settings.image!r} holds {image}, not pictures: encoded bytes, paths, or datasets' Image type."
+        )
+    for column in settings.captions:
+        _require_column(rows, column, "captions")
+        feature = rows.features[column]
+        item = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
+        if getattr(item, "dtype", None) not in _TEXT_TYPES:
+            raise ValueError(f"column {column!r} holds {feature}, not captions: a string, or a list of strings.")
+    if settings.group is not None:
+        _require_column(rows, settings.group, "group")
+
+
+def _require_column(rows: datasets.Dataset, column: str, setting: str) -> None:
+    if column not in rows.column_names:
+        raise ValueError(
+            f"the data set has no column {column!r}, which the setting {setting!r} names; it has "
+            f"{', '.join(sorted(rows.column_names))}."
+        )

@@ -1,0 +1,71 @@
+"""L2-normalised embeddings of pictures and texts, in batches, by any CLIP-type model of transformers."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from ..data.pairs import PairSet, UnreadablePictureError
+
+BATCH_SIZE = 256
+
+
+class Encoder:
+    """A model with its processor."""
+
+    def __init__(self, model: Any, processor: Any, device: torch.device):
+        self.model = model.to(device).eval()
+        self.processor = processor
+        self.device = device
+
+    @torch.no_grad()
+    def images(self, pictures: Iterable[Image.Image], total: int) -> torch.Tensor:
+        """Embeddings of pictures, float32 on the CPU, (pictures, dimensions)."""
+        embeds, batch = [], []
+        for picture in tqdm(pictures, total=total, desc="pictures", unit="picture", leave=False):
+            batch.append(picture)
+            if len(batch) == BATCH_SIZE:
+                embeds.append(self._images(batch))
+                batch = []
+        if batch:
+            embeds.append(self._images(batch))
+        return torch.cat(embeds)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings of texts, float32 on the CPU, (texts, dimensions)."""
+        starts = tqdm(range(0, len(texts), BATCH_SIZE), desc="texts", unit="batch", leave=False)
+        return torch.cat([self._texts(texts[start : start + BATCH_SIZE]) for start in starts])
+
+    def _images(self, batch: list[Image.Image]) -> torch.Tensor:
+        inputs = self.processor(images=batch, return_tensors="pt").to(self.device)
+        return _normalized(self.model.get_image_features(**inputs).pooler_output)
+
+    def _texts(self, batch: Sequence[str]) -> torch.Tensor:
+        inputs = self.processor(text=list(batch), padding=True, truncation=True, return_tensors="pt").to(self.device)
+        return _normalized(self.model.get_text_features(**inputs).pooler_output)
+
+
+def image_embeddings(encoder: Encoder, pairs: PairSet) -> tuple[torch.Tensor, list[int], list[UnreadablePictureError]]:
+    """Embeddings of the pictures that decode, their rows, and those that do not."""
+    rows: list[int] = []
+    unreadable: list[UnreadablePictureError] = []
+
+    def readable() -> Iterable[Image.Image]:
+        for index in range(len(pairs)):
+            try:
+                picture = pairs.picture(index)
+            except UnreadablePictureError as error:
+                unreadable.append(error)
+                continue
+            rows.append(index)
+            yield picture
+
+    return encoder.images(readable(), len(pairs)), rows, unreadable
+
+
+def _normalized(embeds: torch.Tensor) -> torch.Tensor:
+    return nn.functional.normalize(embeds.float(), dim=-1).cpu()

@@ -1,0 +1,70 @@
+"""Figures and their intervals: accuracy, recall, bootstrap."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+RECALL_AT = (1, 5, 10)
+_DRAWS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One figure: what was measured, on what, and how sure it is."""
+
+    task: str
+    """zero_shot_classification, retrieval, text_retrieval or pixel_baseline."""
+    dataset: str
+    """Name of the suite."""
+    language: str
+    """Language of the texts; "ko-en" for Korean queries among English texts; "-" without texts."""
+    slice: str
+    """Part of the data set, "all" for the whole."""
+    metric: str
+    """accuracy, image_to_text_recall@K, text_to_image_recall@K, recall@K."""
+    value: float
+    """Between 0 and 1."""
+    low: float
+    """Lower end of the 95 % bootstrap interval."""
+    high: float
+    """Upper end of it."""
+    n: int
+    """Items that the figure is a mean over."""
+
+
+def measure(hits: Sequence[bool] | np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of hits, and the ends of its 95 % percentile bootstrap interval over 1,000 draws of the items.
+
+    Raises:
+        ValueError: there is no item.
+    """
+    values = np.asarray(hits, dtype=np.float64)
+    if values.size == 0:
+        raise ValueError("there is nothing to measure: no item is left.")
+    rng = np.random.default_rng(seed)
+    draws = np.array([values[rng.integers(values.size, size=values.size)].mean() for _ in range(_DRAWS)])
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(values.mean()), float(low), float(high)
+
+
+def ranks(similarity: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
+    """Rank, from 1, of the best relevant item of each query.
+
+    A tie with an item that is not relevant counts against the query, so that a model which gives everything the same
+    score finds nothing.
+
+    Args:
+        similarity: scores, (queries, items).
+        relevant: which items answer a query, bool, (queries, items); each query has one at least.
+
+    Example:
+        The first query finds its item first; the second scores both the same.
+
+        >>> similarity = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
+        >>> ranks(similarity, torch.eye(2, dtype=torch.bool)).tolist()
+        [1, 2]
+    """
+    best = similarity.masked_fill(~relevant, float("-inf")).max(dim=1).values
+    return 1 + ((similarity >= best[:, None]) & ~relevant).sum(dim=1)

@@ -1,0 +1,48 @@
+"""Retrieval between pictures and texts, and the baseline of raw pixels."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..data.pairs import PairSet
+from ..image_processing_ko_en_clip import KoEnClipImageProcessor
+from .metrics import ranks
+
+_PIXEL_SIDE = 24
+
+
+def image_text_ranks(
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, captions: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ranks of both directions: of each picture's best caption, and of each text's best picture.
+
+    Args:
+        image_embeds: (pictures, dimensions).
+        text_embeds: one row a distinct text, (texts, dimensions).
+        captions: numbers of the texts that describe each picture; every text describes one at least.
+    """
+    similarity = image_embeds @ text_embeds.T
+    relevant = torch.zeros_like(similarity, dtype=torch.bool)
+    for picture, texts in enumerate(captions):
+        relevant[picture, list(texts)] = True
+    return ranks(similarity, relevant), ranks(similarity.T, relevant.T)
+
+
+def pixel_ranks(queries: PairSet, gallery: PairSet) -> torch.Tensor:
+    """Rank of the nearest gallery picture of the same group, by squared distance of raw 24-pixel pictures.
+
+    What a model that learned nothing but pixels would find: the floor that trained embeddings have to beat.
+    """
+    distances = torch.cdist(_pixels(queries), _pixels(gallery))
+    gallery_groups = [gallery.group(index) for index in range(len(gallery))]
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(gallery_groups))}
+    of_gallery = torch.tensor([numbers[group] for group in gallery_groups])
+    of_queries = torch.tensor([numbers.get(queries.group(index), -1) for index in range(len(queries))])
+    return ranks(-distances, of_queries[:, None] == of_gallery[None, :])
+
+
+def _pixels(pairs: PairSet) -> torch.Tensor:
+    side = {"height": _PIXEL_SIDE, "width": _PIXEL_SIDE}
+    processor = KoEnClipImageProcessor(size=side, do_center_crop=False, do_normalize=False)
+    pictures = [pairs.picture(index) for index in range(len(pairs))]
+    return processor(pictures, return_tensors="pt")["pixel_values"].flatten(1)

@@ -1,0 +1,1 @@
+"""Training: one short loop, and a small file for each stage."""

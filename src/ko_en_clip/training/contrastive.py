@@ -1,0 +1,41 @@
+"""Contrastive training of both towers: the second stage.
+
+CLIP's objective (Radford et al. 2021, section 2.3) on Korean and English captions mixed in one batch, as KELIP trains
+(Kim et al. 2022): no pair of texts is ever shown, the languages meet through pictures.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+
+from ..data.pairs import open_pairs
+from ..modeling_ko_en_clip import KoEnClipModel
+from .loop import Objective, make_accelerator, run_loop
+from .models import save_run, starting_point
+from .settings import StageSettings
+
+
+def train_contrastive(settings: StageSettings) -> None:
+    """Train, and leave in `run.output_dir` a folder that `AutoModel.from_pretrained` loads."""
+    accelerator = make_accelerator(settings.run)
+    set_seed(settings.run.seed)
+    with accelerator.main_process_first():
+        pairs = open_pairs(settings.data)
+    config, processor = starting_point(settings.model)
+    model = (
+        KoEnClipModel(config)
+        if settings.model.init is None
+        else KoEnClipModel.from_pretrained(settings.model.init, dtype=torch.float32)
+    )
+    objective = Objective(model=model, loss_of=contrastive_loss_of, after_step=model.clamp_logit_scale, with_text=True)
+    progress = run_loop(accelerator, objective, pairs, processor, settings)
+    save_run(accelerator, model, processor, verb="train", settings=settings, pairs=pairs, progress=progress)
+    accelerator.end_training()
+
+
+def contrastive_loss_of(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+    """This process's rows against the rows of all processes."""
+    return model(**batch, return_loss=True).loss

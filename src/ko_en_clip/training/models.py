@@ -1,0 +1,79 @@
+"""What a stage starts from and what it leaves: configuration, processor, weights, manifest."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from ..configuration_ko_en_clip import KoEnClipConfig
+from ..data.pairs import PairSet
+from ..image_processing_ko_en_clip import KoEnClipImageProcessor
+from ..manifests import hash_folder, write_manifest
+from ..processing_ko_en_clip import KoEnClipProcessor
+from ..tokenization_ko_en_clip import KoEnClipTokenizerFast
+from .checkpoints import Progress
+from .settings import ModelSettings, StageSettings
+
+
+def starting_point(settings: ModelSettings) -> tuple[KoEnClipConfig, KoEnClipProcessor]:
+    """Configuration and processor of a run: those of `init`, or the ones that `config` and `tokenizer` make.
+
+    Raises:
+        FileNotFoundError: the tokenizer's folder does not exist.
+    """
+    if settings.init is not None:
+        return KoEnClipConfig.from_pretrained(settings.init), KoEnClipProcessor.from_pretrained(settings.init)
+    assert settings.tokenizer is not None
+    if not Path(settings.tokenizer, "tokenizer.json").is_file():
+        raise FileNotFoundError(
+            f"model.tokenizer is {settings.tokenizer!r}, which has no tokenizer.json; ko-en-clip train-tokenizer "
+            "makes such a folder."
+        )
+    tokenizer = KoEnClipTokenizerFast.from_pretrained(settings.tokenizer)
+    fields: dict[str, Any] = dict(settings.config)
+    fields["text_config"] = {
+        **fields.get("text_config", {}),
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = KoEnClipConfig(**fields)
+    size = config.vision_config.image_size
+    image_processor = KoEnClipImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **settings.image_processor
+    )
+    return config, KoEnClipProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def save_run(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: KoEnClipProcessor,
+    *,
+    verb: str,
+    settings: StageSettings,
+    pairs: PairSet,
+    progress: Progress,
+) -> None:
+    """Put model, processor and manifest into the run's folder, the manifest last; call it on every process."""
+    if accelerator.is_main_process:
+        folder = Path(settings.run.output_dir)
+        partial = folder / "model.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        for file in partial.iterdir():
+            file.replace(folder / file.name)
+        partial.rmdir()
+        origin = Path(settings.model.init or settings.model.tokenizer or "")
+        inputs = {
+            "data": pairs.fingerprint(),
+            "model": hash_folder(origin) if origin.is_dir() else str(origin),
+            "progress": dict(vars(progress)),
+        }
+        write_manifest(folder, stage=verb, settings=settings, inputs=inputs)
+    accelerator.wait_for_everyone()
