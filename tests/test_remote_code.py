@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_publishing import write_tiny_model
@@ -34,8 +35,14 @@ def bundle_folder(model_folder: Path, tmp_path: Path) -> Path:
 def test_bundle_embeds_the_same_without_the_package(
     model_folder: Path, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed, embedded = bundle._embed_in_clean_process, []
-    monkeypatch.setattr(bundle, "_embed_in_clean_process", lambda *args: embedded.append(embed(*args)) or embedded[0])
+    embed, embedded = bundle._embed_in_clean_process, {}
+
+    def embed_once(folder: Path, scratch: Path) -> tuple[dict[str, torch.Tensor], ...]:
+        if folder not in embedded:
+            embedded[folder] = embed(folder, scratch)
+        return embedded[folder]
+
+    monkeypatch.setattr(bundle, "_embed_in_clean_process", embed_once)
     check_bundle(bundle_folder, model_folder)
 
     # The twin: the same bundle is not what a model gives that differs in one weight.
@@ -43,7 +50,6 @@ def test_bundle_embeds_the_same_without_the_package(
     weights = load_file(tmp_path / "other" / "model.safetensors")
     weights["visual_projection.weight"][0] *= 1.01
     save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(bundle, "_embed_in_clean_process", lambda *_: embedded[0])
     with pytest.raises(RuntimeError, match="loaded as a folder: image_embeds differs by"):
         check_bundle(bundle_folder, tmp_path / "other")
 

@@ -57,7 +57,10 @@ def _parser() -> ArgumentParser:
             action=ActionConfigFile,
             help=f"A YAML file or a packaged recipe: {', '.join(packaged('recipes'))}.",
         )
-        subparser.add_class_arguments(settings_class, as_positional=verb in ("evaluate", "publish"))
+        positional = {"model"} if verb in ("evaluate", "publish") else set()
+        for name in positional:
+            subparser.add_argument(name, type=str, help="Folder or Hub id of the model.")
+        subparser.add_class_arguments(settings_class, skip=positional)
         subcommands.add_subcommand(verb, subparser, help=description)
     return parser
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 Settings = TypeVar("Settings")
 
@@ -46,10 +46,10 @@ def load_settings(settings_class: type[Settings], file: Path, overrides: Sequenc
         ValueError: a field is missing, unknown or of the wrong type; the message names it.
     """
     parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile)
     parser.add_class_arguments(settings_class)
     try:
-        parsed = parser.parse_path(str(file), defaults=True, _skip_required=True)
-        parsed = parser.parse_args([f"--{override}" for override in overrides], namespace=parsed)
+        parsed = parser.parse_args([f"--config={file}", *(f"--{override}" for override in overrides)])
     except ArgumentError as error:
         raise ValueError(f"{file}: {error}") from error
     values: dict[str, Any] = parser.instantiate_classes(parsed).as_dict()

@@ -37,31 +37,31 @@ def embed_samples(source: str, trust_remote_code: bool) -> dict[str, torch.Tenso
     """
     parts = {
         auto_class.__name__: auto_class.from_pretrained(source, trust_remote_code=trust_remote_code)
-        for auto_class in (
-            AutoConfig,
-            AutoImageProcessor,
-            AutoModel,
-            AutoModelForZeroShotImageClassification,
-            AutoProcessor,
-            AutoTokenizer,
-        )
+        for auto_class in (AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer)
     }
+    for auto_class in (AutoModel, AutoModelForZeroShotImageClassification):
+        # In float32 whatever the weights are kept in: half precision on a CPU differs with the number of threads.
+        parts[auto_class.__name__] = auto_class.from_pretrained(
+            source, trust_remote_code=trust_remote_code, dtype=torch.float32
+        )
     if trust_remote_code:
         _check_origin(parts)
     picture = _picture()
+    inputs = parts["AutoProcessor"](text=TEXTS, images=picture, padding=True, truncation=True, return_tensors="pt")
+    tokens = parts["AutoTokenizer"](TEXTS, padding=True, truncation=True, return_tensors="pt")
+    pixels = parts["AutoImageProcessor"](picture, return_tensors="pt")
     with torch.inference_mode():
-        inputs = parts["AutoProcessor"](text=TEXTS, images=picture, padding=True, truncation=True, return_tensors="pt")
         outputs = parts["AutoModel"].eval()(**inputs)
         zero_shot_outputs = parts["AutoModelForZeroShotImageClassification"].eval()(**inputs)
-    tokens = parts["AutoTokenizer"](TEXTS, padding=True, truncation=True, return_tensors="pt")
     return {
-        "input_ids (AutoProcessor)": inputs["input_ids"],
+        "input_ids": inputs["input_ids"],
         "input_ids (AutoTokenizer)": tokens["input_ids"],
-        "pixel_values (AutoProcessor)": inputs["pixel_values"],
-        "pixel_values (AutoImageProcessor)": parts["AutoImageProcessor"](picture, return_tensors="pt")["pixel_values"],
+        "pixel_values": inputs["pixel_values"],
+        "pixel_values (AutoImageProcessor)": pixels["pixel_values"],
         "image_embeds": outputs.image_embeds,
+        "image_embeds (AutoModelForZeroShotImageClassification)": zero_shot_outputs.image_embeds,
         "text_embeds": outputs.text_embeds,
-        "logits_per_image (AutoModelForZeroShotImageClassification)": zero_shot_outputs.logits_per_image,
+        "text_embeds (AutoModelForZeroShotImageClassification)": zero_shot_outputs.text_embeds,
     }
 
 

@@ -1,0 +1,92 @@
+"""A tiny model, a tiny tokenizer and what belongs to them, made anew for the tests."""
+
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ko_en_clip import (
+    KoEnClipConfig,
+    KoEnClipImageProcessor,
+    KoEnClipModel,
+    KoEnClipProcessor,
+    KoEnClipTokenizerFast,
+)
+from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
+
+TRAINING_TEXTS = (
+    "눈 덮인 산과 호수",
+    "한 마리 강아지가 잔디 위를 달린다 🐶",
+    "고양이를 찍은 사진",
+    unicodedata.normalize("NFD", "왼쪽 숫자는 삼, 오른쪽 숫자는 칠"),
+    unicodedata.normalize("NFD", "서울의 밤거리"),
+    "ㅋㅋㅋ 너무 귀엽다 😂",
+    "A photo of a snowy mountain",
+    "a dog running on the grass",
+    "a photo of a cat, taken at night",
+    "the digits three and seven",
+    "two people drinking coffee ☕ in 2022",
+    "가족 👨‍👩‍👧 a family",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread each for torch and the tokenizer, so that workers of the tests do not fight for cores."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the repository."""
+    folder = Path(__file__).resolve().parents[1] / "../shared/data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent; it holds the real data of this test.")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> KoEnClipTokenizerFast:
+    """A tokenizer of about 400 entries; tests leave it as it is."""
+    return train_tokenizer(TRAINING_TEXTS, TokenizerSettings(vocab_size=400, min_frequency=1))
+
+
+@pytest.fixture
+def tiny_config(tiny_tokenizer: KoEnClipTokenizerFast) -> KoEnClipConfig:
+    """Two layers of width 32 for pictures of 32 pixels, 16 patches."""
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return KoEnClipConfig(
+        text_config={
+            **tower,
+            "vocab_size": len(tiny_tokenizer),
+            "pad_token_id": tiny_tokenizer.pad_token_id,
+            "bos_token_id": tiny_tokenizer.bos_token_id,
+            "eos_token_id": tiny_tokenizer.eos_token_id,
+        },
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=4,
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config: KoEnClipConfig) -> KoEnClipModel:
+    """The same weights every time."""
+    torch.manual_seed(0)
+    return KoEnClipModel(tiny_config).eval()
+
+
+@pytest.fixture
+def tiny_processor(tiny_tokenizer: KoEnClipTokenizerFast) -> KoEnClipProcessor:
+    """Pictures of 32 pixels, the tiny tokenizer."""
+    image_processor = KoEnClipImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return KoEnClipProcessor(image_processor=image_processor, tokenizer=tiny_tokenizer)

@@ -1,0 +1,83 @@
+"""Two and four processes against one on the joined batch: same loss, same gradient, same schedule."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).with_name("worker.py")
+WORLDS = (1, 2, 4)
+WAYS = ("loop", "trainer")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What the worker saved, by number of processes."""
+    found = {}
+    for world in WORLDS:
+        folder = tmp_path_factory.mktemp(f"world{world}")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        done = subprocess.run(
+            [*command, str(WORKER), str(folder)], env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr[-6000:]
+        found[world] = torch.load(folder / "results.pt", weights_only=True)
+    return found
+
+
+def worst_difference(gradients, reference):
+    """Largest difference of a parameter's gradient, as a share of what is allowed: 1e-5 of its norm plus 1e-9."""
+    assert gradients.keys() == reference.keys()
+    return max(
+        ((gradients[name] - value).norm() / (1e-5 * value.norm() + 1e-9)).item() for name, value in reference.items()
+    )
+
+
+def overall_difference(gradients, reference):
+    """Norm of the difference of all gradients, relative to the norm of all."""
+    difference = sum((gradients[name] - value).square().sum() for name, value in reference.items()).sqrt()
+    return (difference / sum(value.square().sum() for value in reference.values()).sqrt()).item()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_processes_give_the_loss_and_gradient_of_the_joined_batch_in_float64(results, world, way):
+    one, many = results[1][f"{way} float64"], results[world][f"{way} float64"]
+    torch.testing.assert_close(many["loss"], one["loss"], rtol=1e-12, atol=0)
+    assert worst_difference(many["gradients"], one["gradients"]) < 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_processes_give_the_gradient_of_the_joined_batch_in_float32(results, world, way):
+    one, many = results[1][f"{way} float32"], results[world][f"{way} float32"]
+    # Sums in another order: a few hundred roundings of 6e-8.
+    torch.testing.assert_close(many["loss"], one["loss"], rtol=1e-5, atol=0)
+    assert overall_difference(many["gradients"], one["gradients"]) < 1e-4
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_trainer_and_our_loop_give_the_same_gradient(results, world):
+    assert worst_difference(results[world]["trainer float64"]["gradients"], results[1]["loop float64"]["gradients"]) < 1
+
+
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_a_detached_gather_has_the_right_loss_and_the_wrong_gradient(results, world):
+    one, detached = results[1]["loop float64"], results[world]["detached float64"]
+    torch.testing.assert_close(detached["loss"], one["loss"], rtol=1e-12, atol=0)
+    assert worst_difference(detached["gradients"], one["gradients"]) > 1000
+    assert overall_difference(detached["gradients"], one["gradients"]) > 0.1
+
+
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_the_schedule_counts_optimiser_steps_at_any_number_of_processes(results, world):
+    assert results[world]["rates"] == results[1]["rates"]
+    assert len(set(results[1]["rates"])) > 2
+
+
+def test_a_schedule_stepped_by_accelerate_would_not(results):
+    assert results[2]["accelerate_schedule"] != results[1]["accelerate_schedule"]

@@ -1,0 +1,220 @@
+"""One process of the runs that `test_processes.py` compares; started by torch.distributed.run.
+
+Every case takes one optimiser step on the same eight pairs, split over however many processes there are, and saves the
+loss of the joined batch and the gradient that the optimiser was given.
+"""
+
+import io
+import itertools
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from PIL import Image
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import Trainer, TrainingArguments
+
+import ko_en_clip.losses_ko_en_clip as losses
+from ko_en_clip import KoEnClipConfig, KoEnClipImageProcessor, KoEnClipModel, KoEnClipProcessor
+from ko_en_clip.data.augmentation import AugmentationSettings
+from ko_en_clip.data.loading import Collator, LoadingSettings, Ticket, TrainingPairs
+from ko_en_clip.data.pairs import DataSettings, PairSet
+from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
+from ko_en_clip.training.contrastive import contrastive_loss_of
+from ko_en_clip.training.logs import read_metrics
+from ko_en_clip.training.loop import Objective, make_accelerator, run_loop
+from ko_en_clip.training.settings import ModelSettings, OptimizationSettings, RunSettings, StageSettings
+
+NUM_PAIRS = 8
+CAPTIONS = ["빨간 사과", "a red apple", "파란 하늘 아래의 집", "a house", "고양이 두 마리", "two cats", "바다", "the open sea"]
+# Rows 1 and 6 mean the same: with two or four processes they lie on different ones.
+GROUPS = ["a", "b", "c", "d", "e", "f", "b", "h"]
+
+
+def pair_set() -> PairSet:
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(NUM_PAIRS):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(buffer, "PNG")
+        rows.append({"image": buffer.getvalue(), "caption": CAPTIONS[number], "group": GROUPS[number]})
+    settings = DataSettings(path="memory", captions={"caption": "ko"}, group="group")
+    return PairSet(datasets.Dataset.from_list(rows), settings)
+
+
+def processor() -> KoEnClipProcessor:
+    tokenizer = train_tokenizer(CAPTIONS, TokenizerSettings(vocab_size=300))
+    size = {"height": 16, "width": 16}
+    return KoEnClipProcessor(image_processor=KoEnClipImageProcessor(size=size, crop_size=size), tokenizer=tokenizer)
+
+
+def model(parts: KoEnClipProcessor, dtype: torch.dtype) -> KoEnClipModel:
+    tokenizer = parts.tokenizer
+    config = KoEnClipConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 16,
+            "patch_size": 8,
+        },
+        projection_dim=16,
+    )
+    torch.manual_seed(0)
+    return KoEnClipModel(config).to(dtype)
+
+
+@contextmanager
+def captured_gradients(of: KoEnClipModel) -> Iterator[dict[str, torch.Tensor]]:
+    """Gradients as the optimiser's first step finds them."""
+    names = {id(weight): name for name, weight in of.named_parameters()}
+    gradients: dict[str, torch.Tensor] = {}
+
+    def keep(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for weight in itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups):
+            if weight.grad is not None:
+                gradients.setdefault(names[id(weight)], weight.grad.detach().clone())
+
+    hook = register_optimizer_step_pre_hook(keep)
+    try:
+        yield gradients
+    finally:
+        hook.remove()
+
+
+def mean_over_processes(loss: torch.Tensor) -> torch.Tensor:
+    total = loss.detach().clone()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+        total /= dist.get_world_size()
+    return total
+
+
+def by_our_loop(folder: Path, dtype: torch.dtype, num_steps: int = 1) -> dict[str, object]:
+    parts = processor()
+    settings = StageSettings(
+        data=DataSettings(path="memory"),
+        model=ModelSettings(tokenizer="memory"),
+        loading=LoadingSettings(global_batch_size=NUM_PAIRS, num_workers=0),
+        optimization=OptimizationSettings(learning_rate=1e-4, warmup_steps=num_steps // 2, max_grad_norm=1e9),
+        run=RunSettings(output_dir=str(folder), num_steps=num_steps, log_steps=1),
+    )
+    trained = model(parts, dtype)
+    seen: list[torch.Tensor] = []
+
+    def loss_of(wrapped: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss = contrastive_loss_of(wrapped, batch)
+        seen.append(mean_over_processes(loss))
+        return loss
+
+    objective = Objective(model=trained, loss_of=loss_of, after_step=trained.clamp_logit_scale, with_text=True)
+    with captured_gradients(trained) as gradients:
+        run_loop(make_accelerator(settings.run), objective, pair_set(), parts, settings)
+    return {"loss": seen[0], "gradients": gradients}
+
+
+def by_trainer(folder: Path, dtype: torch.dtype) -> dict[str, object]:
+    parts, trained = processor(), None
+    rows = TrainingPairs(pair_set(), parts.image_processor, AugmentationSettings(), with_text=True, seed=0)
+    collator = Collator(parts, with_text=True)
+
+    def collate(tickets: list[Ticket]) -> dict[str, object]:
+        batch = collator([rows[ticket] for ticket in tickets])
+        del batch["skipped"]
+        return {**batch, "return_loss": True}
+
+    seen: list[torch.Tensor] = []
+
+    class RecordingTrainer(Trainer):
+        def compute_loss(self, *args: object, **kwargs: object) -> torch.Tensor:
+            loss = super().compute_loss(*args, **kwargs)
+            seen.append(mean_over_processes(loss))
+            return loss
+
+    num_processes = dist.get_world_size() if dist.is_initialized() else 1
+    trained = model(parts, dtype)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=1,
+        per_device_train_batch_size=NUM_PAIRS // num_processes,
+        max_grad_norm=1e9,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        ddp_backend="gloo" if num_processes > 1 else None,
+    )
+    tickets = [Ticket(0, number) for number in range(NUM_PAIRS)]
+    with captured_gradients(trained) as gradients:
+        RecordingTrainer(model=trained, args=arguments, train_dataset=tickets, data_collator=collate).train()
+    return {"loss": seen[0], "gradients": gradients}
+
+
+def detached_gather(local: torch.Tensor) -> torch.Tensor:
+    """The usual wrong gather: right values, no gradient but to the own block."""
+    rows = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, local.detach().contiguous())
+    rows[dist.get_rank()] = local
+    return torch.cat(rows)
+
+
+def accelerate_schedule() -> list[float]:
+    """Rates under a scheduler that Accelerate steps: the wrong clock."""
+    weight = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(weight.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
+    accelerator = Accelerator()
+    optimizer, schedule = accelerator.prepare(optimizer, schedule)
+    rates = []
+    for _ in range(3):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def main(folder: Path) -> None:
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    results: dict[str, object] = {}
+    for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
+        results[f"loop {name}"] = by_our_loop(folder / f"loop-{name}", dtype)
+    by_our_loop(folder / "schedule", torch.float32, num_steps=4)
+    results["accelerate_schedule"] = accelerate_schedule()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        original, losses.gather_with_grad = losses.gather_with_grad, detached_gather
+        results["detached float64"] = by_our_loop(folder / "detached", torch.float64)
+        losses.gather_with_grad = original
+    AcceleratorState._reset_state()
+    for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
+        results[f"trainer {name}"] = by_trainer(folder / f"trainer-{name}", dtype)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        results["rates"] = [line["learning_rate"] for line in read_metrics(folder / "schedule")]
+        torch.save(results, folder / "results.pt")
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
