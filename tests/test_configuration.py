@@ -73,7 +73,12 @@ def message(error: pytest.ExceptionInfo[BaseException]) -> str:
             ("vision_config.image_size (60)", "multiple of", "patch_size (16)"),
         ),
         # Special ids.
-        (KoEnClipTextConfig, TEXT | {"eos_token_id": 3}, TEXT | {"eos_token_id": 2}, ("eos_token_id is 2", "largest id")),
+        (
+            KoEnClipTextConfig,
+            TEXT | {"eos_token_id": 3},
+            TEXT | {"eos_token_id": 2},
+            ("eos_token_id is 2", "largest id"),
+        ),
         (KoEnClipTextConfig, TEXT, TEXT | {"eos_token_id": [98, 99]}, ("eos_token_id is [98, 99]", "one EOS id")),
         (KoEnClipTextConfig, TEXT, TEXT | {"eos_token_id": None}, ("eos_token_id is None", "one EOS id")),
         (

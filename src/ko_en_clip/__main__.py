@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings_class, run, _ = VERBS[verb]
     fields = {field.name for field in dataclasses.fields(settings_class)}
     try:
-        values = parser.instantiate_classes(parsed)[verb].as_dict()
+        values = parser.instantiate(parsed)[verb].as_dict()
         run(settings_class(**{name: value for name, value in values.items() if name in fields}))
     except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
         # Mistakes that a person can mend; anything else keeps its traceback.

@@ -52,6 +52,6 @@ def load_settings(settings_class: type[Settings], file: Path, overrides: Sequenc
         parsed = parser.parse_args([f"--config={file}", *(f"--{override}" for override in overrides)])
     except ArgumentError as error:
         raise ValueError(f"{file}: {error}") from error
-    values: dict[str, Any] = parser.instantiate_classes(parsed).as_dict()
+    values: dict[str, Any] = parser.instantiate(parsed).as_dict()
     names = [field.name for field in dataclasses.fields(settings_class)]  # type: ignore[arg-type]
     return settings_class(**{name: values[name] for name in names})

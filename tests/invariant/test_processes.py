@@ -62,7 +62,9 @@ def test_processes_give_the_gradient_of_the_joined_batch_in_float32(results, wor
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_trainer_and_our_loop_give_the_same_gradient(results, world):
-    assert worst_difference(results[world]["trainer float64"]["gradients"], results[1]["loop float64"]["gradients"]) < 1
+    assert (
+        worst_difference(results[world]["trainer float64"]["gradients"], results[1]["loop float64"]["gradients"]) < 1
+    )
 
 
 @pytest.mark.parametrize("world", WORLDS[1:])

@@ -34,7 +34,16 @@ from ko_en_clip.training.loop import Objective, make_accelerator, run_loop
 from ko_en_clip.training.settings import ModelSettings, OptimizationSettings, RunSettings, StageSettings
 
 NUM_PAIRS = 8
-CAPTIONS = ["빨간 사과", "a red apple", "파란 하늘 아래의 집", "a house", "고양이 두 마리", "two cats", "바다", "the open sea"]
+CAPTIONS = [
+    "빨간 사과",
+    "a red apple",
+    "파란 하늘 아래의 집",
+    "a house",
+    "고양이 두 마리",
+    "two cats",
+    "바다",
+    "the open sea",
+]
 # Rows 1 and 6 mean the same: with two or four processes they lie on different ones.
 GROUPS = ["a", "b", "c", "d", "e", "f", "b", "h"]
 
@@ -184,7 +193,7 @@ def accelerate_schedule() -> list[float]:
     weight = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(weight.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=True)
     optimizer, schedule = accelerator.prepare(optimizer, schedule)
     rates = []
     for _ in range(3):
@@ -199,7 +208,7 @@ def main(folder: Path) -> None:
     results: dict[str, object] = {}
     for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
         results[f"loop {name}"] = by_our_loop(folder / f"loop-{name}", dtype)
-    by_our_loop(folder / "schedule", torch.float32, num_steps=4)
+    by_our_loop(folder / "schedule", torch.float32, num_steps=5)
     results["accelerate_schedule"] = accelerate_schedule()
     if dist.is_initialized() and dist.get_world_size() > 1:
         original, losses.gather_with_grad = losses.gather_with_grad, detached_gather

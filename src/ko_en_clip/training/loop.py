@@ -51,7 +51,8 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     """
     if settings.precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("run.precision is fp16, which needs a GPU, and none is here; choose bf16 or no.")
-    return Accelerator(mixed_precision=settings.precision)
+    # Without being told, Accelerate takes processes on a machine with CPUs alone for unrelated ones.
+    return Accelerator(mixed_precision=settings.precision, cpu=not torch.accelerator.is_available())
 
 
 def run_loop(

@@ -1,0 +1,305 @@
+"""The loop: exact resume, skipped steps, bad rows, what a run leaves behind."""
+
+import dataclasses
+import json
+import logging
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from transformers import AutoModel, AutoProcessor
+
+import ko_en_clip.training.loop as loop
+from ko_en_clip import KoEnClipForPreTraining, KoEnClipModel
+from ko_en_clip.data.loading import LoadingSettings
+from ko_en_clip.data.pairs import DataSettings, open_pairs
+from ko_en_clip.manifests import read_manifest, verify_manifest
+from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
+from ko_en_clip.training.contrastive import contrastive_loss_of, train_contrastive
+from ko_en_clip.training.logs import read_metrics
+from ko_en_clip.training.loop import Objective, run_loop
+from ko_en_clip.training.mae import pretrain_mae
+from ko_en_clip.training.models import starting_point
+from ko_en_clip.training.optimization import learning_rate_at, make_optimizer
+from ko_en_clip.training.settings import ModelSettings, OptimizationSettings, RunSettings, StageSettings
+
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+CONFIG = {
+    "text_config": TOWER,
+    "vision_config": {**TOWER, "image_size": 16, "patch_size": 8},
+    "projection_dim": 8,
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps one state a process; each run here is to stand for a process of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    captions = open_pairs(DataSettings(path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"}))
+    train_tokenizer(captions.texts(), TokenizerSettings(vocab_size=300)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(tokenizer_folder, tmp_path):
+    return StageSettings(
+        data=DataSettings(
+            path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"}, group="pair"
+        ),
+        model=ModelSettings(tokenizer=str(tokenizer_folder), config=CONFIG),
+        loading=LoadingSettings(global_batch_size=8, num_workers=0),
+        optimization=OptimizationSettings(learning_rate=1e-3, warmup_steps=2),
+        run=RunSettings(output_dir=str(tmp_path / "run"), num_steps=6, log_steps=1, checkpoint_steps=3),
+    )
+
+
+def in_folder(settings, folder, **run):
+    return dataclasses.replace(settings, run=dataclasses.replace(settings.run, output_dir=str(folder), **run))
+
+
+def losses(folder):
+    return [line["loss"] for line in read_metrics(folder)]
+
+
+@pytest.mark.parametrize("train", [pretrain_mae, train_contrastive])
+def test_a_resumed_run_has_the_losses_and_weights_of_one_that_was_not_stopped(settings, tmp_path, train, monkeypatch):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    train(in_folder(settings, straight))
+
+    # Stop in the middle of step 5: after the checkpoint of step 3 and the log line of step 4.
+    steps = []
+
+    def dying(original):
+        def loss_of(model, batch):
+            steps.append(1)
+            if len(steps) == 5:
+                raise KeyboardInterrupt
+            return original(model, batch)
+
+        return loss_of
+
+    name = "mae_loss_of" if train is pretrain_mae else "contrastive_loss_of"
+    module = __import__(train.__module__, fromlist=[name])
+    original = getattr(module, name)
+    monkeypatch.setattr(module, name, dying(original))
+    with pytest.raises(KeyboardInterrupt):
+        train(in_folder(settings, stopped))
+    assert len(losses(stopped)) == 4
+    monkeypatch.setattr(module, name, original)
+    train(in_folder(settings, stopped, resume=True))
+
+    assert losses(stopped) == losses(straight)
+    assert (stopped / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+    # The twin: another seed gives another run.
+    train(in_folder(settings, tmp_path / "other", seed=1))
+    assert losses(tmp_path / "other") != losses(straight)
+
+
+def test_a_run_leaves_a_loadable_model_logs_and_a_manifest(settings, tmp_path):
+    train_contrastive(settings)
+    folder = tmp_path / "run"
+    assert isinstance(AutoModel.from_pretrained(folder), KoEnClipModel)
+    assert AutoProcessor.from_pretrained(folder).image_processor.crop_size["height"] == 16
+    assert list((folder / "tensorboard").iterdir())
+    assert [line["step"] for line in read_metrics(folder)] == [1, 2, 3, 4, 5, 6]
+    manifest = read_manifest(folder)
+    assert manifest["stage"] == "train" and manifest["settings"]["run"]["num_steps"] == 6
+    assert manifest["inputs"]["data"]["rows"] == 2000
+    assert verify_manifest(folder) == []
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    assert verify_manifest(folder) == ["config.json"]
+
+
+def test_training_starts_from_the_vision_tower_of_pretraining(settings, tmp_path):
+    pretrain_mae(in_folder(settings, tmp_path / "mae"))
+    model = ModelSettings(init=str(tmp_path / "mae"))
+    # Two steps at no learning rate to speak of: the weights are those that the run started from.
+    still = dataclasses.replace(settings.optimization, learning_rate=1e-12, warmup_steps=0)
+    train_contrastive(
+        dataclasses.replace(in_folder(settings, tmp_path / "clip", num_steps=2), model=model, optimization=still)
+    )
+    before = KoEnClipForPreTraining.from_pretrained(tmp_path / "mae").vision_model.state_dict()
+    after = KoEnClipModel.from_pretrained(tmp_path / "clip").vision_model.state_dict()
+    fresh = KoEnClipModel(starting_point(settings.model)[0]).vision_model.state_dict()
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, rtol=0, atol=1e-9)
+    assert any(not torch.equal(fresh[name], weight) for name, weight in before.items())
+
+
+def test_a_folder_with_a_run_is_not_trained_over(settings):
+    train_contrastive(settings)
+    with pytest.raises(FileExistsError, match="run.resume"):
+        train_contrastive(settings)
+
+
+def test_resuming_where_nothing_was_run_says_so(settings, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        train_contrastive(in_folder(settings, tmp_path / "empty", resume=True))
+
+
+def test_only_the_newest_checkpoints_are_kept(settings, tmp_path):
+    train_contrastive(in_folder(settings, tmp_path / "run", checkpoint_steps=1))
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["checkpoint-000000005", "checkpoint-000000006"]
+
+
+def run_with_scaler(settings, overflow_at, monkeypatch, folder):
+    """The real loop, with torch's CPU scaler in place of the one that Accelerate makes on a GPU only."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=1000)
+    config, processor = starting_point(settings.model)
+    torch.manual_seed(0)
+    model = KoEnClipModel(config)
+    weights, calls = [], []
+
+    def loss_of(wrapped, batch):
+        calls.append(1)
+        weights.append(model.text_projection.weight.detach().clone())
+        loss = contrastive_loss_of(wrapped, batch)
+        # Finite by itself, infinite once the scaler has multiplied it.
+        return loss * 1e36 if len(calls) in overflow_at else loss
+
+    objective = Objective(model=model, loss_of=loss_of, after_step=model.clamp_logit_scale, with_text=True)
+    settings = in_folder(settings, folder)
+    progress = run_loop(accelerator, objective, open_pairs(settings.data), processor, settings)
+    return progress, weights, accelerator.scaler
+
+
+def test_an_overflow_skips_the_step_and_the_schedule_waits(settings, monkeypatch, tmp_path):
+    progress, weights, scaler = run_with_scaler(settings, {3}, monkeypatch, tmp_path / "overflow")
+    assert (progress.step, progress.optimizer_steps, progress.skipped_steps) == (6, 5, 1)
+    assert torch.equal(weights[3], weights[2]), "the overflowing step must not move the weights"
+    assert not torch.equal(weights[2], weights[1]) and not torch.equal(weights[4], weights[3])
+    assert scaler.get_scale() == 2.0**15
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "overflow")]
+    expected = [learning_rate_at(step, 6, settings.optimization) for step in (0, 1, 2, 2, 3, 4)]
+    assert rates == expected
+    assert [line["skipped"] for line in read_metrics(tmp_path / "overflow")] == [0, 0, 1, 1, 1, 1]
+
+
+def test_without_overflow_no_step_is_skipped(settings, monkeypatch, tmp_path):
+    progress, _, scaler = run_with_scaler(settings, set(), monkeypatch, tmp_path / "plain")
+    assert (progress.optimizer_steps, progress.skipped_steps) == (6, 0)
+    assert scaler.get_scale() == 2.0**16
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "plain")]
+    assert rates == [learning_rate_at(step, 6, settings.optimization) for step in range(6)]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(settings, monkeypatch):
+    import ko_en_clip.training.contrastive as contrastive
+
+    monkeypatch.setattr(
+        contrastive, "contrastive_loss_of", lambda model, batch: contrastive_loss_of(model, batch) * float("nan")
+    )
+    with pytest.raises(FloatingPointError, match="steps 1 to 1"):
+        train_contrastive(settings)
+
+
+def test_fp16_without_a_gpu_is_refused(settings, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="fp16.*needs a GPU"):
+        train_contrastive(in_folder(settings, tmp_path / "half", precision="fp16"))
+
+
+def test_bf16_trains(settings, tmp_path):
+    train_contrastive(in_folder(settings, tmp_path / "bf16", precision="bf16"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    plain = in_folder(settings, tmp_path / "plain")
+    train_contrastive(plain)
+    # Eight bits of mantissa: nearly the same losses, but not the same.
+    assert losses(tmp_path / "bf16") != losses(tmp_path / "plain")
+    assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "plain"), rel=0.05)
+    assert KoEnClipModel.from_pretrained(tmp_path / "bf16").dtype == torch.float32
+
+
+def broken_pictures(tmp_path, num_broken):
+    import datasets
+
+    rows = open_pairs(DataSettings(path="digits", split="test", captions={"caption_ko": "ko"})).rows
+    table = [{"image": rows[n]["image"]["bytes"], "caption": rows[n]["caption_ko"]} for n in range(40)]
+    for number in range(num_broken):
+        table[number * 3]["image"] = b"not a picture"
+    file = tmp_path / "pairs.parquet"
+    datasets.Dataset.from_list(table).to_parquet(file)
+    return DataSettings(path=str(file), captions={"caption": "ko"})
+
+
+def test_a_picture_that_does_not_decode_is_skipped_counted_and_named(settings, tmp_path, caplog):
+    settings = dataclasses.replace(
+        in_folder(settings, tmp_path / "run", num_steps=10),
+        data=broken_pictures(tmp_path, 2),
+        loading=LoadingSettings(global_batch_size=8, num_workers=0, max_bad_image_share=0.05),
+    )
+    with caplog.at_level(logging.WARNING):
+        train_contrastive(settings)
+    lines = (tmp_path / "run" / "skipped.rank0.jsonl").read_text(encoding="utf-8").splitlines()
+    assert sorted(json.loads(line)["key"] for line in lines) == ["row 0", "row 3"]
+    assert "2 rows could not be used" in caplog.text
+
+
+def test_too_many_bad_pictures_stop_the_run_with_the_count(settings, tmp_path):
+    settings = dataclasses.replace(
+        in_folder(settings, tmp_path / "run", num_steps=10),
+        data=broken_pictures(tmp_path, 3),
+        loading=LoadingSettings(global_batch_size=8, num_workers=0, max_bad_image_share=0.05),
+    )
+    with pytest.raises(ValueError, match="3 rows could not be used, more than the 2"):
+        train_contrastive(settings)
+
+
+def test_decay_is_on_matrices_only():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    decayed, free = make_optimizer(model, OptimizationSettings(learning_rate=1.0, weight_decay=0.2)).param_groups
+    assert decayed["weight_decay"] == 0.2 and [tuple(w.shape) for w in decayed["params"]] == [(2, 3)]
+    assert free["weight_decay"] == 0.0 and [tuple(w.shape) for w in free["params"]] == [(2,), (2,), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: RunSettings(output_dir="x", num_steps=0), "run.num_steps is 0"),
+        (lambda: OptimizationSettings(learning_rate=0.0), "learning_rate is 0.0"),
+        (lambda: ModelSettings(), "give one of them"),
+        (lambda: ModelSettings(init="a", tokenizer="b"), "give one of them"),
+        (lambda: ModelSettings(init="a", config={"projection_dim": 2}), "do not go with model.init"),
+        (lambda: LoadingSettings(global_batch_size=1), "at least 2 pairs"),
+    ],
+)
+def test_bad_settings_say_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        change()
+
+
+def test_a_warm_up_longer_than_the_run_is_refused_before_anything_is_loaded(settings):
+    with pytest.raises(ValueError, match=r"warmup_steps \(7\) is longer than run.num_steps \(6\)"):
+        dataclasses.replace(settings, optimization=OptimizationSettings(learning_rate=1.0, warmup_steps=7))
+
+
+def test_a_tokenizer_folder_that_is_none_is_named(settings, tmp_path):
+    model = ModelSettings(tokenizer=str(tmp_path), config=CONFIG)
+    with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
+        train_contrastive(dataclasses.replace(settings, model=model))
+
+
+def test_training_without_captions_names_the_setting(settings):
+    data = DataSettings(path="digits", split="test")
+    with pytest.raises(ValueError, match="'captions' is empty"):
+        train_contrastive(dataclasses.replace(settings, data=data))
+
+
+def test_the_loop_is_one(settings):
+    """Both stages go through the same function."""
+    import ko_en_clip.training.contrastive as contrastive
+    import ko_en_clip.training.mae as mae
+
+    assert contrastive.run_loop is mae.run_loop is loop.run_loop
