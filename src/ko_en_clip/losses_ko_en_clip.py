@@ -17,6 +17,7 @@ def contrastive_loss(
     text_embeds: torch.Tensor,
     logit_scale: torch.Tensor,
     groups: torch.Tensor | None = None,
+    num_captions: int = 1,
 ) -> torch.Tensor:
     """Symmetric InfoNCE of this process's rows against the columns of all processes.
 
@@ -26,10 +27,13 @@ def contrastive_loss(
 
     Args:
         image_embeds (`torch.Tensor` of shape `(L, D)`): L2-normalised image embeddings.
-        text_embeds (`torch.Tensor` of shape `(L, D)`): L2-normalised text embeddings; row i belongs to image i.
+        text_embeds (`torch.Tensor` of shape `(num_captions * L, D)`): L2-normalised text embeddings; row i belongs to
+            image i modulo L.
         logit_scale (`torch.Tensor`): scalar factor on the cosines (1 / temperature).
         groups (`torch.Tensor` of shape `(L,)`, int64, *optional*): rows of equal number mean the same; such rows are
             left out of each other's negatives. Without it every other row is a negative.
+        num_captions (`int`, *optional*, defaults to 1): captions of each image. Every caption forms a pair of its own,
+            and the captions of one image are not each other's negatives.
 
     Every process must pass the same number of rows.
 
@@ -55,14 +59,19 @@ def contrastive_loss(
         Radford et al. 2021, figure 3. The rows-by-columns split is described in its section 2.5. Masking rows of equal
         meaning is not in the paper.
     """
-    if image_embeds.shape != text_embeds.shape:
+    num_local = image_embeds.shape[0]
+    if text_embeds.shape != (num_captions * num_local, image_embeds.shape[-1]):
         raise ValueError(
             f"image_embeds has shape {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)}; the loss "
-            "needs one text for each image, in the same order."
+            f"needs {num_captions} text(s) for each image, in the same order."
         )
-    num_local = image_embeds.shape[0]
     if groups is not None and groups.shape != (num_local,):
         raise ValueError(f"groups has shape {tuple(groups.shape)}; it needs one number for each of {num_local} rows.")
+    if num_captions > 1:
+        if groups is None:
+            groups = torch.arange(num_local, device=image_embeds.device) + _rank() * num_local
+        image_embeds, groups = image_embeds.repeat(num_captions, 1), groups.repeat(num_captions)
+        num_local *= num_captions
 
     images_GD = gather_with_grad(image_embeds)
     texts_GD = gather_with_grad(text_embeds)

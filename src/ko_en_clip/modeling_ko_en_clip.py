@@ -392,6 +392,7 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         groups: torch.Tensor | None = None,
+        num_captions: int = 1,
         return_loss: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> KoEnClipOutput:
@@ -406,11 +407,13 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
                 1 for tokens, 0 for padding.
             position_ids (`torch.Tensor` of shape `(text_batch_size, sequence_length)`, *optional*):
                 Positions, where they are not 0, 1, 2 and so on.
-            groups (`torch.Tensor` of shape `(text_batch_size,)`, int64, *optional*):
-                Rows of equal number mean the same and are not each other's negatives in the loss.
+            groups (`torch.Tensor` of shape `(image_batch_size,)`, int64, *optional*):
+                Pictures of equal number mean the same and are not each other's negatives in the loss.
+            num_captions (`int`, *optional*, defaults to 1):
+                Captions of each picture in the loss; text i belongs to picture i modulo the number of pictures.
             return_loss (`bool`, *optional*):
-                Whether to return the contrastive loss; text i must then belong to picture i. Where a process group
-                runs, every process has to call with the same number of rows.
+                Whether to return the contrastive loss. Where a process group runs, every process has to call with the
+                same number of rows.
 
         Raises:
             ValueError: an input is missing or misshapen, or the loss is asked of unequal batches.
@@ -430,7 +433,9 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
         with torch.autocast(image_embeds.device.type, enabled=False):
             logit_scale = self.logit_scale.to(image_embeds.dtype).exp()
             logits_per_text = logit_scale * text_embeds @ image_embeds.T
-            loss = contrastive_loss(image_embeds, text_embeds, logit_scale, groups) if return_loss else None
+            loss = (
+                contrastive_loss(image_embeds, text_embeds, logit_scale, groups, num_captions) if return_loss else None
+            )
         return KoEnClipOutput(
             loss=loss,
             logits_per_image=logits_per_text.T,

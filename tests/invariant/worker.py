@@ -144,7 +144,7 @@ def by_our_loop(folder: Path, dtype: torch.dtype, num_steps: int = 1) -> dict[st
 def by_trainer(folder: Path, dtype: torch.dtype) -> dict[str, object]:
     parts, trained = processor(), None
     rows = TrainingPairs(pair_set(), parts.image_processor, AugmentationSettings(), with_text=True, seed=0)
-    collator = Collator(parts, with_text=True)
+    collator = Collator(parts, AugmentationSettings(), with_text=True)
 
     def collate(tickets: list[Ticket]) -> dict[str, object]:
         batch = collator([rows[ticket] for ticket in tickets])

@@ -39,9 +39,9 @@ class DemoSettings:
 
     output_dir: str = "runs/demo"
     """Folder; what an earlier demo left in it is replaced."""
-    pretrain_steps: int = 250
+    pretrain_steps: int = 200
     """Steps of masked pre-training."""
-    train_steps: int = 1500
+    train_steps: int = 1900
     """Steps of contrastive training."""
     one_language: bool = False
     """Give each training picture captions in one language only, so that the languages never meet on a picture."""

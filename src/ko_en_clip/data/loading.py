@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..image_processing_ko_en_clip import KoEnClipImageProcessor
 from ..processing_ko_en_clip import KoEnClipProcessor
-from .augmentation import AugmentationSettings, random_view
+from .augmentation import AugmentationSettings, augment, random_view
 from .pairs import PairSet, UnreadablePictureError
 
 
@@ -26,6 +27,9 @@ class LoadingSettings:
 
     global_batch_size: int
     """Pairs in a step, over all processes."""
+    every_language: bool = False
+    """Contrast each picture with one caption in each language of the settings at once, instead of with one caption in
+    a language that is drawn. A language in which a picture has no caption is replaced by one that it has."""
     num_workers: int = 1
     """Loader processes beside each training process; 0 reads in the training process itself."""
     max_bad_image_share: float = 0.01
@@ -101,16 +105,22 @@ def generator_for(*numbers: int) -> torch.Generator:
 
 
 class Example(NamedTuple):
-    """A training row: one view, one caption, what it means, and pictures that did not decode on the way to it."""
+    """A training row."""
 
     pixels: torch.Tensor
-    caption: str
+    """One view, uint8; with opacity as a fourth channel where backgrounds are drawn."""
+    captions: list[str]
+    """One caption, or one in each language."""
     group: int
+    """What the row means."""
+    draw: int
+    """A random number; the first of a batch seeds what is drawn for the whole batch."""
     skipped: list[tuple[str, str]]
+    """Rows that were passed over on the way to this one, with the reason."""
 
 
 class TrainingPairs(Dataset[Example]):
-    """Rows as examples: a random view of the picture and a caption drawn from all its captions in a drawn language.
+    """Rows as examples: a random view of the picture, and a caption in a drawn language or in every language.
 
     A row whose picture does not decode, or that has no caption where captions are wanted, is replaced by the next row
     that serves, so that every process keeps its batch size; the example says which rows were passed over.
@@ -124,11 +134,13 @@ class TrainingPairs(Dataset[Example]):
         *,
         with_text: bool,
         seed: int,
+        every_language: bool = False,
     ):
         if with_text and not pairs.settings.captions:
             raise ValueError("the setting 'captions' is empty; name at least one caption column with its language.")
         self.pairs = pairs
         self.with_text = with_text
+        self.every_language = every_language
         self.image_processor = image_processor
         self.augmentation = augmentation
         self.seed = seed
@@ -156,10 +168,35 @@ class TrainingPairs(Dataset[Example]):
         self, epoch: int, index: int, picture: Any, captions: dict[str, list[str]], skipped: list[tuple[str, str]]
     ) -> Example:
         generator = generator_for(self.seed, epoch, index)
-        caption = _draw(captions[_draw(list(captions), generator)], generator) if self.with_text else ""
-        pixels = self.image_processor.process_image(picture, do_convert_rgb=True)
+        drawn = self._drawn_captions(captions, generator) if self.with_text else []
+        pixels = (
+            _with_opacity(picture)
+            if self.augmentation.background
+            else self.image_processor.process_image(picture, do_convert_rgb=True)
+        )
         view = random_view(pixels, self.image_processor.crop_size["height"], self.augmentation, generator)
-        return Example(view, caption, group_number(self.pairs.group(index) or caption), skipped)
+        group = self.pairs.group(index) or (drawn[0] if drawn else "")
+        draw = int(torch.randint(2**62, (), generator=generator))
+        return Example(view, drawn, group_number(group), draw, skipped)
+
+    def _drawn_captions(self, captions: dict[str, list[str]], generator: torch.Generator) -> list[str]:
+        languages = list(captions)
+        if self.every_language:
+            chosen = [
+                language if language in captions else _draw(languages, generator)
+                for language in self.pairs.languages()
+            ]
+        else:
+            chosen = [_draw(languages, generator)]
+        return [_draw(captions[language], generator) for language in chosen]
+
+
+def _with_opacity(picture: Image.Image) -> torch.Tensor:
+    """Red, green and blue multiplied by opacity, and opacity: uint8, (4, height, width).
+
+    Multiplied before anything is resized, so that the arbitrary colours of transparent areas do not bleed in.
+    """
+    return torch.from_numpy(np.array(picture.convert("RGBA").convert("RGBa"))).permute(2, 0, 1)
 
 
 def _draw(choices: Sequence[str], generator: torch.Generator) -> str:
@@ -174,25 +211,42 @@ def group_number(meaning: str) -> int:
 class Collator:
     """Examples to the arguments of a model's forward, plus `skipped`, which the loop takes out and counts."""
 
-    def __init__(self, processor: KoEnClipProcessor, *, with_text: bool):
+    def __init__(self, processor: KoEnClipProcessor, augmentation: AugmentationSettings, *, with_text: bool):
         self.processor = processor
+        self.augmentation = augmentation
         self.with_text = with_text
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """One batch; without text it has pixels only."""
-        processor = self.processor.image_processor
-        views = [example.pixels for example in examples]
-        # The views have their final size: what is left is rescaling and normalising.
-        pixels = processor(views, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
-        batch: dict[str, Any] = {"pixel_values": pixels}
+        """One batch; without text it has pixels only.
+
+        Captions of several languages follow each other by language: text i belongs to picture i modulo the pictures.
+        """
+        generator = torch.Generator().manual_seed(examples[0].draw)
+        views = augment(torch.stack([example.pixels for example in examples]), self.augmentation, generator)
+        batch: dict[str, Any] = {"pixel_values": normalized(views, self.processor.image_processor)}
         if self.with_text:
-            texts = self.processor.tokenizer(
-                [example.caption for example in examples], padding=True, truncation=True, return_tensors="pt"
-            )
+            by_language = zip(*(example.captions for example in examples), strict=True)
+            captions = [caption for captions in by_language for caption in captions]
+            texts = self.processor.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
             batch |= {"input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"]}
             batch["groups"] = torch.tensor([example.group for example in examples])
         batch["skipped"] = [entry for example in examples for entry in example.skipped]
         return batch
+
+
+def normalized(views: torch.Tensor, processor: KoEnClipImageProcessor) -> torch.Tensor:
+    """What the image processor makes of pictures that have their final size already: rescaled and normalised.
+
+    Args:
+        views: uint8, (batch, 3, height, width).
+        processor: gives the factor, the mean and the standard deviation.
+
+    Returns:
+        float32, of the same shape.
+    """
+    mean = torch.tensor(processor.image_mean)[:, None, None]
+    std = torch.tensor(processor.image_std)[:, None, None]
+    return (views * processor.rescale_factor - mean) / std
 
 
 def make_loader(
@@ -215,7 +269,12 @@ def make_loader(
             and the settings name none.
     """
     dataset: Dataset[Any] = TrainingPairs(
-        pairs, processor.image_processor, augmentation, with_text=with_text, seed=seed
+        pairs,
+        processor.image_processor,
+        augmentation,
+        with_text=with_text,
+        seed=seed,
+        every_language=loading.every_language,
     )
     return DataLoader(
         dataset,
@@ -228,7 +287,7 @@ def make_loader(
             rank=rank,
             num_processes=num_processes,
         ),
-        collate_fn=Collator(processor, with_text=with_text),
+        collate_fn=Collator(processor, augmentation, with_text=with_text),
         num_workers=loading.num_workers,
         # Workers take their seeds from here; the global random state, which a checkpoint restores, stays untouched.
         generator=generator_for(seed),

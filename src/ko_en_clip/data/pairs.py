@@ -79,15 +79,23 @@ class PairSet:
             rows = rows.cast_column(settings.image, datasets.Image(decode=False))
         self.rows = rows
         self.settings = settings
+        self._last: tuple[int, dict[str, Any]] = (-1, {})
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def _row(self, index: int) -> dict[str, Any]:
+        """The cells of a row; read once for the questions that follow each other."""
+        if self._last[0] != index:
+            self._last = (index, self.rows[index])
+        return self._last[1]
+
     def key(self, index: int) -> str:
         """What a person finds the row by: its `__key__` or the picture's path where there is one, and its number."""
-        if "__key__" in self.rows.column_names:
-            return f"{self.rows[index]['__key__']} (row {index})"
-        cell = self.rows[index][self.settings.image]
+        row = self._row(index)
+        if "__key__" in row:
+            return f"{row['__key__']} (row {index})"
+        cell = row[self.settings.image]
         path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
         return f"{path} (row {index})" if path else f"row {index}"
 
@@ -97,7 +105,7 @@ class PairSet:
         Raises:
             UnreadablePictureError: it is absent or does not decode.
         """
-        cell = self.rows[index][self.settings.image]
+        cell = self._row(index)[self.settings.image]
         try:
             image = Image.open(_source(cell))
             image.load()
@@ -107,7 +115,7 @@ class PairSet:
 
     def captions(self, index: int) -> dict[str, list[str]]:
         """Captions of a row by language; languages without one are left out."""
-        row = self.rows[index]
+        row = self._row(index)
         found: dict[str, list[str]] = {}
         for column, language in self.settings.captions.items():
             cell = row[column]
@@ -119,7 +127,7 @@ class PairSet:
 
     def group(self, index: int) -> str | None:
         """What a row means, where a group column says so."""
-        return None if self.settings.group is None else str(self.rows[index][self.settings.group])
+        return None if self.settings.group is None else str(self._row(index)[self.settings.group])
 
     def texts(self) -> Iterator[str]:
         """Every caption of every row."""

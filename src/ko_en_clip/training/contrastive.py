@@ -14,7 +14,7 @@ from torch import nn
 from ..data.pairs import open_pairs
 from ..modeling_ko_en_clip import KoEnClipModel
 from .loop import Objective, make_accelerator, run_loop
-from .models import save_run, starting_point
+from .models import save_run, starting_model, starting_point
 from .settings import StageSettings
 
 
@@ -25,11 +25,7 @@ def train_contrastive(settings: StageSettings) -> None:
     with accelerator.main_process_first():
         pairs = open_pairs(settings.data)
     config, processor = starting_point(settings.model)
-    model = (
-        KoEnClipModel(config)
-        if settings.model.init is None
-        else KoEnClipModel.from_pretrained(settings.model.init, dtype=torch.float32)
-    )
+    model = starting_model(KoEnClipModel, config, settings.model)
     objective = Objective(model=model, loss_of=contrastive_loss_of, after_step=model.clamp_logit_scale, with_text=True)
     progress = run_loop(accelerator, objective, pairs, processor, settings)
     save_run(accelerator, model, processor, verb="train", settings=settings, pairs=pairs, progress=progress)
@@ -38,4 +34,5 @@ def train_contrastive(settings: StageSettings) -> None:
 
 def contrastive_loss_of(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
     """This process's rows against the rows of all processes."""
-    return model(**batch, return_loss=True).loss
+    num_captions = len(batch["input_ids"]) // len(batch["pixel_values"])
+    return model(**batch, num_captions=num_captions, return_loss=True).loss

@@ -13,7 +13,7 @@ from torch import nn
 from ..data.pairs import open_pairs
 from ..modeling_ko_en_clip_mae import KoEnClipForPreTraining
 from .loop import Objective, make_accelerator, run_loop
-from .models import save_run, starting_point
+from .models import save_run, starting_model, starting_point
 from .settings import StageSettings
 
 
@@ -27,11 +27,7 @@ def pretrain_mae(settings: StageSettings) -> None:
     with accelerator.main_process_first():
         pairs = open_pairs(settings.data)
     config, processor = starting_point(settings.model)
-    model = (
-        KoEnClipForPreTraining(config)
-        if settings.model.init is None
-        else KoEnClipForPreTraining.from_pretrained(settings.model.init, dtype=torch.float32)
-    )
+    model = starting_model(KoEnClipForPreTraining, config, settings.model)
     # Masks differ between processes as their pictures do.
     torch.manual_seed(settings.run.seed + accelerator.process_index)
     objective = Objective(model=model, loss_of=mae_loss_of, after_step=lambda: None, with_text=False)

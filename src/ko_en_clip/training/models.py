@@ -2,8 +2,9 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
@@ -15,6 +16,8 @@ from ..processing_ko_en_clip import KoEnClipProcessor
 from ..tokenization_ko_en_clip import KoEnClipTokenizerFast
 from .checkpoints import Progress
 from .settings import ModelSettings, StageSettings
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def starting_point(settings: ModelSettings) -> tuple[KoEnClipConfig, KoEnClipProcessor]:
@@ -47,6 +50,18 @@ def starting_point(settings: ModelSettings) -> tuple[KoEnClipConfig, KoEnClipPro
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **settings.image_processor
     )
     return config, KoEnClipProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def starting_model(model_class: type[Model], config: KoEnClipConfig, settings: ModelSettings) -> Model:
+    """The model of a run in float32: with the weights of `init`, or fresh ones.
+
+    transformers reports which weights the folder did not have and are new.
+    """
+    if settings.init is None:
+        return model_class._from_config(config, attn_implementation=settings.attn_implementation)
+    return model_class.from_pretrained(
+        settings.init, dtype=torch.float32, attn_implementation=settings.attn_implementation
+    )
 
 
 def save_run(

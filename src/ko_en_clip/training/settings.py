@@ -78,6 +78,9 @@ class ModelSettings:
     """Fields of KoEnClipConfig, `text_config` and `vision_config` nested; with `tokenizer`."""
     image_processor: dict[str, Any] = field(default_factory=dict)
     """Fields of KoEnClipImageProcessor other than its size, which is the vision tower's image_size."""
+    attn_implementation: str = "sdpa"
+    """Attention of transformers: sdpa, eager, flash_attention_2 and so on. In bf16 on a CPU eager is the faster: there
+    torch's fused attention falls back to a slow backward pass."""
 
     def __post_init__(self) -> None:
         if (self.init is None) == (self.tokenizer is None):
