@@ -136,7 +136,8 @@ class KoEnClipConfig(PreTrainedConfig):
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the MAE decoder outside its blocks.
         initializer_factor (`float`, *optional*, defaults to 1.0):
-            Factor on the standard deviation of the initial weights of the towers.
+            Factor on the standard deviation of the projections' initial weights; each tower's configuration has one
+            of its own.
         mask_ratio (`float`, *optional*, defaults to 0.75):
             Share of patches hidden by [`KoEnClipForPreTraining`] (He et al. 2022, table 1).
         norm_pix_loss (`bool`, *optional*, defaults to `True`):

@@ -206,6 +206,7 @@ class KoEnClipVisionModel(CLIPVisionModel, KoEnClipPreTrainedModel):
     """CLIP's vision transformer for pictures of any size, without projection."""
 
     config: KoEnClipVisionConfig  # type: ignore[assignment]
+    base_model_prefix = "vision_model"
 
     def __init__(self, config: KoEnClipVisionConfig):
         super().__init__(config)
@@ -255,6 +256,7 @@ class KoEnClipTextModel(CLIPTextModel, KoEnClipPreTrainedModel):
     """CLIP's causal text transformer, pooled at EOS, without projection."""
 
     config: KoEnClipTextConfig  # type: ignore[assignment]
+    base_model_prefix = "text_model"
 
     def post_init(self) -> None:
         """Plan the initial weights before they are drawn."""

@@ -152,7 +152,7 @@ class KoEnClipForPreTraining(KoEnClipPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, KoEnClipMaeDecoder):
-            init.normal_(module.mask_token, std=0.02)
+            init.normal_(module.mask_token, std=self.config.initializer_range)
 
     @can_return_tuple
     def forward(

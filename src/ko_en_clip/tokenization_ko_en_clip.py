@@ -3,6 +3,8 @@
 `tokenizer_training.py` writes that file. Shipped beside the weights: imports from transformers only.
 """
 
+from typing import Any
+
 from transformers import TokenizersBackend
 
 
@@ -17,3 +19,12 @@ class KoEnClipTokenizerFast(TokenizersBackend):
     # normaliser and the splitting, and ids would change in silence.
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
     model_input_names = ["input_ids", "attention_mask"]
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """Save with the truncation and padding of the class, whatever the last call asked for.
+
+        transformers leaves each call's truncation and padding in the backend, and would write them into the file.
+        """
+        self.backend_tokenizer.enable_truncation(self.model_max_length)
+        self.backend_tokenizer.enable_padding(pad_id=self.pad_token_id, pad_token=self.pad_token)
+        return super().save_pretrained(*args, **kwargs)

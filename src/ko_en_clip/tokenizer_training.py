@@ -104,8 +104,12 @@ def _normalizer() -> normalizers.Normalizer:
         [
             normalizers.NFC(),
             *full_width,
-            normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Replace(Regex(r"[\p{Cc}\x{200B}\x{2060}\x{FEFF}]+"), ""),
+            # Control characters that are not white space, and zero-width ones; joiners stay, emoji need them.
+            normalizers.Replace(
+                Regex(r"[\x{00}-\x{08}\x{0E}-\x{1B}\x{7F}-\x{84}\x{86}-\x{9F}\x{200B}\x{2060}\x{FEFF}]+"),
+                "",
+            ),
+            normalizers.Replace(Regex(r"[\s\x{1C}-\x{1F}]+"), " "),
             normalizers.Strip(),
             normalizers.Lowercase(),
             normalizers.Prepend(" "),

@@ -118,9 +118,7 @@ class PairSet:
         row = self._row(index)
         found: dict[str, list[str]] = {}
         for column, language in self.settings.captions.items():
-            cell = row[column]
-            texts = [cell] if isinstance(cell, str) else cell or []
-            texts = [text for text in texts if text and text.strip()]
+            texts = _texts(row[column])
             if texts:
                 found.setdefault(language, []).extend(texts)
         return found
@@ -133,7 +131,7 @@ class PairSet:
         """Every caption of every row."""
         for row in self.rows.select_columns(list(self.settings.captions)):
             for cell in row.values():
-                yield from [cell] if isinstance(cell, str) else [text for text in cell or [] if text]
+                yield from _texts(cell)
 
     def languages(self) -> list[str]:
         """Languages of the captions, in the order of the settings."""
@@ -164,13 +162,17 @@ def _load(settings: DataSettings) -> datasets.Dataset:
         if suffix not in _BUILDERS:
             raise ValueError(f"path is the file {path}; files of data end in {', '.join(_BUILDERS)}.")
         path, files = _BUILDERS[suffix], [path]
-    rows = datasets.load_dataset(
-        path,
-        settings.name,
-        split=settings.split,
-        data_files={settings.split: files} if files else None,
-        revision=settings.revision,
-    )
+    try:
+        rows = datasets.load_dataset(
+            path,
+            settings.name,
+            split=settings.split,
+            data_files={settings.split: files} if files else None,
+            revision=settings.revision,
+        )
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        # What datasets says of a split without rows, an unknown split, or a file that is not what it seems.
+        raise ValueError(f"{settings.path} (split {settings.split!r}) is empty or unreadable: {error}") from error
     # Captions inside a JSON column (webdataset) become columns of their own: json.caption_ko.
     return rows.flatten() if "json" in rows.column_names else rows
 
@@ -183,6 +185,11 @@ def _source(cell: Any) -> Any:
     return io.BytesIO(cell) if isinstance(cell, bytes) else cell
 
 
+def _texts(cell: Any) -> list[str]:
+    """Texts of a caption cell that say something."""
+    return [text for text in ([cell] if isinstance(cell, str) else cell or []) if text and text.strip()]
+
+
 def _check_columns(rows: datasets.Dataset, settings: DataSettings) -> None:
     _require_column(rows, settings.image, "image")
     image = rows.features[settings.image]
@@ -192,14 +199,18 @@ def _check_columns(rows: datasets.Dataset, settings: DataSettings) -> None:
         *_TEXT_TYPES,
     ):
         raise ValueError(
-            f"column {settings.image!r} holds {image}, not pictures: encoded bytes, paths, or datasets' Image type."
+            f"column {settings.image!r} holds {image}, not pictures: encoded bytes, paths, or datasets' Image type; "
+            f"the data set has {_columns(rows)}."
         )
     for column in settings.captions:
         _require_column(rows, column, "captions")
         feature = rows.features[column]
         item = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
         if getattr(item, "dtype", None) not in _TEXT_TYPES:
-            raise ValueError(f"column {column!r} holds {feature}, not captions: a string, or a list of strings.")
+            raise ValueError(
+                f"column {column!r} holds {feature}, not captions: a string, or a list of strings; "
+                f"the data set has {_columns(rows)}."
+            )
     if settings.group is not None:
         _require_column(rows, settings.group, "group")
 
@@ -207,6 +218,9 @@ def _check_columns(rows: datasets.Dataset, settings: DataSettings) -> None:
 def _require_column(rows: datasets.Dataset, column: str, setting: str) -> None:
     if column not in rows.column_names:
         raise ValueError(
-            f"the data set has no column {column!r}, which the setting {setting!r} names; it has "
-            f"{', '.join(sorted(rows.column_names))}."
+            f"the data set has no column {column!r}, which the setting {setting!r} names; it has {_columns(rows)}."
         )
+
+
+def _columns(rows: datasets.Dataset) -> str:
+    return ", ".join(sorted(rows.column_names))
