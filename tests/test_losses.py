@@ -85,6 +85,38 @@ def test_groups_by_hand() -> None:
         assert contrastive_loss(eye, eye, one, groups=groups).item() == pytest.approx(three, abs=1e-6)
 
 
+@pytest.mark.parametrize("groups", [None, [3, 4, 3]])
+def test_several_captions_a_picture_are_pairs_of_their_own(groups: list[int] | None) -> None:
+    """The reference on pictures repeated for each caption, the copies of one picture being of one group."""
+    images, texts = embeddings(3, 5, 0).requires_grad_(), embeddings(6, 5, 1).requires_grad_()
+    scale = torch.tensor(9.0, dtype=torch.float64)
+    meanings = (groups or [0, 1, 2]) * 2
+    repeated = np.tile(images.detach().numpy(), (2, 1))
+    value, of_images, of_texts, _ = reference(repeated, texts.detach().numpy(), 9.0, meanings)
+    loss = contrastive_loss(images, texts, scale, None if groups is None else torch.tensor(groups), num_captions=2)
+    loss.backward()
+    # 1e-12: rounding of a dozen operations in float64.
+    assert loss.item() == pytest.approx(value, rel=1e-12)
+    assert_close(images.grad, torch.from_numpy(of_images[:3] + of_images[3:]), rtol=1e-12, atol=1e-12)
+    assert_close(texts.grad, torch.from_numpy(of_texts), rtol=1e-12, atol=1e-12)
+    # The twin: captions that follow each other by picture, instead of by language.
+    other = contrastive_loss(images, texts[[0, 3, 1, 4, 2, 5]], scale, num_captions=2)
+    assert (other - contrastive_loss(images, texts, scale, num_captions=2)).abs() > 0.1
+
+
+def test_two_captions_by_hand() -> None:
+    """Two orthogonal pictures with two captions each, at scale 1: a row sees itself (1) and two of the other (0)."""
+    eye, one = torch.eye(2), torch.tensor(1.0)
+    loss = contrastive_loss(eye, eye.repeat(2, 1), one, num_captions=2)
+    # 1e-6: float32.
+    assert loss.item() == pytest.approx(math.log(1 + 2 * math.exp(-1)), abs=1e-6)
+    assert contrastive_loss(eye, eye, one).item() == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
+    with pytest.raises(ValueError, match=r"text_embeds \(4, 2\).*needs 1 text"):
+        contrastive_loss(eye, eye.repeat(2, 1), one)
+    with pytest.raises(ValueError, match=r"text_embeds \(2, 2\).*needs 2 text"):
+        contrastive_loss(eye, eye, one, num_captions=2)
+
+
 def test_rows_of_one_group_send_each_other_no_gradient() -> None:
     images = embeddings(3, 4, 0).requires_grad_()
     texts = embeddings(3, 4, 1)

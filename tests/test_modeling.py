@@ -202,9 +202,6 @@ def test_towers_with_projection_give_the_joint_models_features(
     assert ((image_embeds.norm(dim=1) - 1).abs() > 0.1).any()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the bare towers have the prefix ko_en_clip, so every weight of the folder is left unread"
-)
 def test_bare_towers_load_from_the_joint_folder(
     tiny_config: KoEnClipConfig, tiny_tokenizer: KoEnClipTokenizerFast, tmp_path: Path
 ) -> None:
@@ -293,13 +290,15 @@ def test_initial_weights_have_clips_standard_deviations(factor: float) -> None:
     assert checked == 2 * 6 * layers + 2 + 3 + 2
 
 
-@pytest.mark.xfail(strict=True, reason="the joint initializer_factor reaches the two projections only")
-def test_joint_initializer_factor_reaches_the_towers(tiny_config: KoEnClipConfig) -> None:
-    tiny_config.initializer_factor = 10.0
+def test_initializer_factors_reach_their_own_parts(tiny_config: KoEnClipConfig) -> None:
+    fields = tiny_config.to_dict()
+    fields["initializer_factor"] = 10.0
+    fields["vision_config"]["initializer_factor"] = 3.0
     torch.manual_seed(0)
-    model = KoEnClipModel(KoEnClipConfig(**tiny_config.to_dict()))
+    model = KoEnClipModel(KoEnClipConfig(**fields))
     assert model.visual_projection.weight.std().item() == pytest.approx(10 * 32**-0.5, rel=0.2)
-    assert model.vision_model.encoder.layers[0].mlp.fc1.weight.std().item() == pytest.approx(10 * 64**-0.5, rel=0.2)
+    assert model.vision_model.encoder.layers[0].mlp.fc1.weight.std().item() == pytest.approx(3 * 64**-0.5, rel=0.2)
+    assert model.text_model.encoder.layers[0].mlp.fc1.weight.std().item() == pytest.approx(64**-0.5, rel=0.2)
 
 
 # Pictures of other sizes
@@ -442,6 +441,21 @@ def test_loss_takes_groups(tiny_model: KoEnClipModel, tiny_tokenizer: KoEnClipTo
     # 1e-6: the same operations on the same numbers.
     assert_close(outputs.loss, expected, rtol=1e-6, atol=1e-6)
     assert plain - outputs.loss > 1e-2
+
+
+def test_loss_takes_several_captions_a_picture(
+    tiny_model: KoEnClipModel, tiny_tokenizer: KoEnClipTokenizerFast
+) -> None:
+    batch = inputs(tiny_tokenizer)
+    batch["pixel_values"] = batch["pixel_values"][:2]
+    with torch.no_grad():
+        outputs = tiny_model(**batch, num_captions=2, return_loss=True)
+    scale = tiny_model.logit_scale.detach().exp()
+    expected = contrastive_loss(outputs.image_embeds, outputs.text_embeds, scale, num_captions=2)
+    # 1e-6: the same operations on the same numbers.
+    assert_close(outputs.loss, expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="needs 1 text"):
+        tiny_model(**batch, return_loss=True)
 
 
 def test_loss_is_only_computed_when_asked_for(

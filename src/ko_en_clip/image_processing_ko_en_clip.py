@@ -1,8 +1,8 @@
 """Pictures to normalised pixels with torch alone: no torchvision.
 
 CLIP's steps (Radford et al. 2021, released code): shortest side by bicubic resize, centre crop, normalise. Resizing
-is torch's antialiased bicubic on uint8, within 2 of 255 of Pillow's. Shipped beside the weights: imports from torch,
-numpy and transformers only.
+is torch's antialiased bicubic on uint8, on photographs within 2 of 255 of Pillow's. Shipped beside the weights:
+imports from torch, numpy and transformers only.
 """
 
 from typing import Any
@@ -61,16 +61,16 @@ class KoEnClipImageProcessor(BaseImageProcessor):
         """One picture as a uint8 tensor of shape (channels, height, width).
 
         Raises:
-            ValueError: the picture is neither a PIL picture nor a uint8 array or tensor of 2 or 3 dimensions.
+            ValueError: the picture is neither a PIL picture nor a uint8 array or tensor of 3 dimensions.
         """
         if hasattr(image, "convert"):
             pixels = _pil_to_tensor(image, to_rgb=bool(do_convert_rgb))
         else:
             pixels = torch.from_numpy(image) if isinstance(image, np.ndarray) else image
-            if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.uint8 or pixels.dim() not in (2, 3):
+            if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.uint8 or pixels.dim() != 3:
                 found = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, torch.Tensor) else type(image)
                 raise ValueError(
-                    f"a picture is {found}; it must be a PIL picture, or a uint8 array or tensor of (height, width), "
+                    f"a picture is {found}; it must be a PIL picture, or a uint8 array or tensor of "
                     "(channels, height, width) or (height, width, channels)."
                 )
             pixels = _channels_first(pixels, input_data_format)
@@ -127,8 +127,6 @@ def _pil_to_tensor(image: Any, to_rgb: bool) -> torch.Tensor:
 
 
 def _channels_first(pixels: torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
-    if pixels.dim() == 2:
-        return pixels[None]
     if input_data_format is None:
         input_data_format = infer_channel_dimension_format(pixels.numpy(), num_channels=(1, 3, 4))
     return pixels.permute(2, 0, 1) if input_data_format == ChannelDimension.LAST else pixels
@@ -166,7 +164,8 @@ def _center_crop(image: torch.Tensor, crop_height: int, crop_width: int) -> torc
     height, width = image.shape[-2:]
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
     if top < 0 or left < 0:
-        pad_top, pad_left = max(-(height - crop_height) // 2, 0), max(-(width - crop_width) // 2, 0)
+        # An odd margin has its larger half before the picture, as in transformers.
+        pad_top, pad_left = max(-top, 0), max(-left, 0)
         canvas = image.new_zeros(image.shape[0], max(height, crop_height), max(width, crop_width))
         canvas[:, pad_top : pad_top + height, pad_left : pad_left + width] = image
         image, top, left = canvas, max(top, 0), max(left, 0)
