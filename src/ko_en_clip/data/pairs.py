@@ -124,8 +124,9 @@ class PairSet:
         return found
 
     def group(self, index: int) -> str | None:
-        """What a row means, where a group column says so."""
-        return None if self.settings.group is None else str(self._row(index)[self.settings.group])
+        """What a row means, where a group column says so; None where the cell is empty."""
+        cell = None if self.settings.group is None else self._row(index)[self.settings.group]
+        return None if cell is None or cell == "" else str(cell)
 
     def texts(self) -> Iterator[str]:
         """Every caption of every row."""

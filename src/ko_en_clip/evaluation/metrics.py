@@ -57,7 +57,8 @@ def ranks(similarity: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
 
     Args:
         similarity: scores, (queries, items).
-        relevant: which items answer a query, bool, (queries, items); each query has one at least.
+        relevant: which items answer a query, bool, (queries, items). A query that none answers is never found: its
+            rank is larger than any number of items.
 
     Example:
         The first query finds its item first; the second scores both the same.
@@ -67,4 +68,5 @@ def ranks(similarity: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
         [1, 2]
     """
     best = similarity.masked_fill(~relevant, float("-inf")).max(dim=1).values
-    return 1 + ((similarity >= best[:, None]) & ~relevant).sum(dim=1)
+    found = 1 + ((similarity >= best[:, None]) & ~relevant).sum(dim=1)
+    return found.masked_fill(~relevant.any(dim=1), torch.iinfo(torch.int64).max)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..data.pairs import PairSet
+from ..data.pairs import PairSet, UnreadablePictureError
 from ..image_processing_ko_en_clip import KoEnClipImageProcessor
 from .metrics import ranks
 
@@ -31,18 +31,26 @@ def image_text_ranks(
 def pixel_ranks(queries: PairSet, gallery: PairSet) -> torch.Tensor:
     """Rank of the nearest gallery picture of the same group, by squared distance of raw 24-pixel pictures.
 
-    What a model that learned nothing but pixels would find: the floor that trained embeddings have to beat.
+    What a model that learned nothing but pixels would find: the floor that trained embeddings have to beat. Pictures
+    that do not decode are left out.
     """
-    distances = torch.cdist(_pixels(queries), _pixels(gallery))
-    gallery_groups = [gallery.group(index) for index in range(len(gallery))]
+    query_pixels, query_groups = _pixels_and_groups(queries)
+    gallery_pixels, gallery_groups = _pixels_and_groups(gallery)
     numbers = {group: number for number, group in enumerate(dict.fromkeys(gallery_groups))}
     of_gallery = torch.tensor([numbers[group] for group in gallery_groups])
-    of_queries = torch.tensor([numbers.get(queries.group(index), -1) for index in range(len(queries))])
-    return ranks(-distances, of_queries[:, None] == of_gallery[None, :])
+    of_queries = torch.tensor([numbers.get(group, -1) for group in query_groups])
+    return ranks(-torch.cdist(query_pixels, gallery_pixels), of_queries[:, None] == of_gallery[None, :])
 
 
-def _pixels(pairs: PairSet) -> torch.Tensor:
+def _pixels_and_groups(pairs: PairSet) -> tuple[torch.Tensor, list[str | None]]:
     side = {"height": _PIXEL_SIDE, "width": _PIXEL_SIDE}
     processor = KoEnClipImageProcessor(size=side, do_center_crop=False, do_normalize=False)
-    pictures = [pairs.picture(index) for index in range(len(pairs))]
-    return processor(pictures, return_tensors="pt")["pixel_values"].flatten(1)
+    pixels, groups = [], []
+    for index in range(len(pairs)):
+        try:
+            picture = pairs.picture(index)
+        except UnreadablePictureError:
+            continue
+        pixels.append(processor(picture, return_tensors="pt")["pixel_values"].flatten())
+        groups.append(pairs.group(index))
+    return torch.stack(pixels), groups
