@@ -20,10 +20,10 @@ _ERASED_SIDE = (0.15, 0.45)
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSettings:
-    """How far a training view may differ from its picture. The defaults change nothing but the size."""
+    """How far a training view may differ from its picture. The defaults cut a square at random, as CLIP does."""
 
     crop_scale: tuple[float, float] = (1.0, 1.0)
-    """Share of the picture's area that a random crop keeps, smallest and largest."""
+    """Area of the square crop, smallest and largest, as a share of the largest square in the picture."""
     flip: float = 0.0
     """Probability of a horizontal flip."""
     rotation: float = 0.0

@@ -23,7 +23,11 @@ class Encoder:
 
     @torch.no_grad()
     def images(self, pictures: Iterable[Image.Image], total: int) -> torch.Tensor:
-        """Embeddings of pictures, float32 on the CPU, (pictures, dimensions)."""
+        """Embeddings of pictures, float32 on the CPU, (pictures, dimensions).
+
+        Raises:
+            ValueError: there is none.
+        """
         embeds, batch = [], []
         for picture in tqdm(pictures, total=total, desc="pictures", unit="picture", leave=False):
             batch.append(picture)
@@ -32,6 +36,8 @@ class Encoder:
                 batch = []
         if batch:
             embeds.append(self._images(batch))
+        if not embeds:
+            raise ValueError("there is no picture to embed: none of them decodes.")
         return torch.cat(embeds)
 
     @torch.no_grad()

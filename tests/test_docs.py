@@ -1,0 +1,47 @@
+"""Documents say what the commands printed, and name what exists."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ko_en_clip.__main__ import VERBS
+from ko_en_clip.commands.evaluate import table
+from ko_en_clip.evaluation.metrics import Result
+from ko_en_clip.settings_files import packaged
+
+ROOT = Path(__file__).parents[1]
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.name)
+def test_tables_in_the_experiments_are_those_of_the_results(file):
+    document = json.loads(file.read_text(encoding="utf-8"))
+    printed = table([Result(**result) for result in document["results"]])
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert printed in page
+    # The twin: a figure that was changed by hand is found.
+    assert printed.replace(printed.split()[-2], "99.9") not in page
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_the_readme_names_verbs_and_recipes_that_exist(name):
+    page = (ROOT / name).read_text(encoding="utf-8")
+    verbs = set(re.findall(r"ko-en-clip ([a-z-]+)", page)) | set(re.findall(r"-m ko_en_clip ([a-z-]+)", page))
+    assert verbs and verbs <= set(VERBS)
+    recipes = set(re.findall(r"--config ([a-z_]+)`", page))
+    assert recipes and recipes <= set(packaged("recipes"))
+    for link in re.findall(r"\]\(([^)]+)\)", page):
+        assert (ROOT / link).is_file(), link
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_the_code_of_the_readme_is_the_same_in_both_languages_but_for_comments(name):
+    def code(page):
+        blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        return [re.sub(r"\s*#.*", "", block) for block in blocks]
+
+    english = code((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert code((ROOT / name).read_text(encoding="utf-8")) == english
+    assert len(english) == 1 and 10 <= english[0].count("\n") <= 16
