@@ -49,6 +49,8 @@ class DemoSettings:
 
 def run(settings: DemoSettings) -> None:
     """Tokenizer, pre-training, training, bundle; then judge the reloaded bundle and write `report.html`."""
+    # So small a model spends more on a second thread than it gains; the loader has a process of its own.
+    torch.set_num_threads(1)
     folder = Path(settings.output_dir)
     for stage in ("tokenizer", "pretrain", "train", "bundle"):
         shutil.rmtree(folder / stage, ignore_errors=True)
