@@ -251,8 +251,17 @@ def test_one_language_gives_one_language_a_row(monkeypatch: pytest.MonkeyPatch) 
     for number in (0, 80):
         left, right = pairs_of(rows.select([number]))[0]
         row = rows[number]
-        assert row["caption_ko"] in ([], korean_captions(left, right))
-        assert row["caption_en"] in ([], english_captions(left, right))
+        assert row["caption_ko"] in ([], korean_captions(left, right, numerals=False))
+        assert row["caption_en"] in ([], english_captions(left, right, numerals=False))
+
+
+def test_one_language_has_no_numeral_in_which_the_languages_could_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(digits.ROWS, "train", 800)
+    for split in ("train", "test"):
+        for name, has_numerals in (("one_language", False), ("both_languages", True)):
+            rows = load_digit_pairs(split, name)
+            texts = [text for column in ("caption_ko", "caption_en") for cell in rows[column] for text in cell]
+            assert any(character.isdigit() for text in texts for character in text) == has_numerals
 
 
 def test_both_languages_is_the_default(train: datasets.Dataset, test: datasets.Dataset) -> None:

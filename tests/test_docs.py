@@ -12,7 +12,7 @@ from ko_en_clip.evaluation.metrics import Result
 from ko_en_clip.settings_files import packaged
 
 ROOT = Path(__file__).parents[1]
-RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
+RESULTS = sorted((ROOT / "model_cards").glob("*.results.json"))
 
 
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.name)

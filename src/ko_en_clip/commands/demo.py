@@ -44,7 +44,8 @@ class DemoSettings:
     train_steps: int = 1900
     """Steps of contrastive training."""
     one_language: bool = False
-    """Give each training picture captions in one language only, so that the languages never meet on a picture."""
+    """Give each training picture captions in one language only, spelled in words, so that the languages never meet:
+    neither on a picture nor in a numeral."""
 
 
 def run(settings: DemoSettings) -> None:
@@ -60,7 +61,7 @@ def run(settings: DemoSettings) -> None:
 
     print("evaluating the bundle on handwriting that training has not seen")
     encoder = load_encoder(str(folder / "bundle"))
-    suite = load_suite("digits")
+    suite = load_suite("digits", [f"data.name={_variant(settings)}"])
     outcome = run_suite(encoder, suite)
     write_results(folder / "results.json", str(folder / "bundle"), suite.name, outcome)
     write_text(folder / "report.html", _report(settings, folder, encoder, outcome))
@@ -69,7 +70,7 @@ def run(settings: DemoSettings) -> None:
 
 
 def _train(settings: DemoSettings, folder: Path) -> None:
-    variant = "one_language" if settings.one_language else "both_languages"
+    variant = _variant(settings)
     train_tokenizer.run(
         train_tokenizer.TrainTokenizerSettings(
             output_dir=str(folder / "tokenizer"),
@@ -98,6 +99,10 @@ def _train(settings: DemoSettings, folder: Path) -> None:
     )
 
 
+def _variant(settings: DemoSettings) -> str:
+    return "one_language" if settings.one_language else "both_languages"
+
+
 def _recipe(name: str, *overrides: str) -> StageSettings:
     return load_settings(StageSettings, find_settings_file(name, "recipes"), overrides)
 
@@ -112,7 +117,7 @@ def _report(settings: DemoSettings, folder: Path, encoder: Encoder, outcome: Out
     batch_size = _recipe("digits_train").loading.global_batch_size
     titles = ("Masked pre-training", "Contrastive training")
     meeting = (
-        "each in one language, so that Korean and English never met on a picture"
+        "each in one language, spelled in words, so that Korean and English never met"
         if settings.one_language
         else "in both languages"
     )

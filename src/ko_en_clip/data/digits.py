@@ -22,6 +22,7 @@ NAMES = ("both_languages", "one_language")
 
 _KOREAN = ("영", "일", "이", "삼", "사", "오", "육", "칠", "팔", "구")
 _ENGLISH = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_NUMERALS = tuple("0123456789")
 _TEST_SHARE = 0.3
 _SEED = 2022
 _GLYPH = 14
@@ -37,7 +38,8 @@ def load_digit_pairs(split: str, name: str | None = None) -> datasets.Dataset:
     Args:
         split: "train" (24,000 pictures of 80 ordered pairs) or "test" (2,000 pictures, 20 of each ordered pair).
         name: "both_languages" (the default), or "one_language": each training picture has captions in Korean or in
-            English, never in both. The test split always has both.
+            English, never in both, and digits are spelled as words throughout, since numerals are the same in both
+            languages and would let them meet in the text. The test split has captions in both.
 
     Raises:
         ValueError: another split or name.
@@ -48,7 +50,7 @@ def load_digit_pairs(split: str, name: str | None = None) -> datasets.Dataset:
         raise ValueError(f"digits has no split {split!r}; it has {', '.join(ROWS)}.")
     if name not in NAMES:
         raise ValueError(f"digits has no variant {name!r}; it has {', '.join(NAMES)}.")
-    rows = list(_rows(split, one_language=name == "one_language" and split == "train"))
+    rows = list(_rows(split, one_language=name == "one_language"))
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -67,10 +69,10 @@ def unseen_pairs() -> frozenset[tuple[int, int]]:
     return frozenset((left, int(order[(left + turn) % 10])) for left in range(10) for turn in (0, 1))
 
 
-def korean_captions(left: int, right: int) -> list[str]:
-    """Phrasings of an ordered pair in Korean, digits as words and as numerals."""
+def korean_captions(left: int, right: int, numerals: bool = True) -> list[str]:
+    """Phrasings of an ordered pair in Korean, digits as words and, if wanted, as numerals."""
     captions = []
-    for names in (_KOREAN, tuple("0123456789")):
+    for names in (_KOREAN, _NUMERALS) if numerals else (_KOREAN,):
         first, second = names[left], names[right]
         captions += [
             f"왼쪽에 {first}, 오른쪽에 {second}",
@@ -81,10 +83,10 @@ def korean_captions(left: int, right: int) -> list[str]:
     return captions
 
 
-def english_captions(left: int, right: int) -> list[str]:
-    """Phrasings of an ordered pair in English, digits as words and as numerals."""
+def english_captions(left: int, right: int, numerals: bool = True) -> list[str]:
+    """Phrasings of an ordered pair in English, digits as words and, if wanted, as numerals."""
     captions = []
-    for names in (_ENGLISH, tuple("0123456789")):
+    for names in (_ENGLISH, _NUMERALS) if numerals else (_ENGLISH,):
         first, second = (f"{'an' if digit == 8 else 'a'} {names[digit]}" for digit in (left, right))
         captions += [
             f"{first} on the left and {second} on the right",
@@ -105,11 +107,11 @@ def _rows(split: str, one_language: bool) -> Iterator[dict[str, Any]]:
     for number in range(ROWS[split]):
         left, right = pairs[number % len(pairs)]
         # A round of all pairs is in one language, the next in the other, so that both languages name every pair.
-        round_number = number // len(pairs)
+        turn = number // len(pairs) % 2 if one_language and split == "train" else None
         yield {
             "image": {"bytes": _png(_draw(scans[left], scans[right], rng)), "path": None},
-            "caption_ko": [] if one_language and round_number % 2 else korean_captions(left, right),
-            "caption_en": [] if one_language and not round_number % 2 else english_captions(left, right),
+            "caption_ko": [] if turn == 1 else korean_captions(left, right, numerals=not one_language),
+            "caption_en": [] if turn == 0 else english_captions(left, right, numerals=not one_language),
             "pair": f"{left} {right}",
             "seen": (left, right) not in unseen,
         }
