@@ -378,3 +378,20 @@ def test_damaged_file_never_ends_in_another_error(format: str, monkeypatch: pyte
         except UnreadablePictureError:
             unreadable += 1
     assert unreadable > 20
+
+
+def test_pictures_are_turned_upright() -> None:
+    image = Image.new("RGB", (8, 4), (255, 0, 0))
+    image.paste((0, 0, 255), (0, 0, 4, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise to view
+    turned, plain = io.BytesIO(), io.BytesIO()
+    image.save(turned, "PNG", exif=exif)
+    image.save(plain, "PNG")
+    rows = datasets.Dataset.from_list([{"image": turned.getvalue()}, {"image": plain.getvalue()}])
+    pairs = PairSet(rows, DataSettings(path="memory"))
+    # The blue left half comes to the top.
+    upright = pairs.picture(0)
+    assert upright.size == (4, 8)
+    assert (upright.getpixel((1, 1)), upright.getpixel((1, 6))) == ((0, 0, 255), (255, 0, 0))
+    assert pairs.picture(1).size == (8, 4)

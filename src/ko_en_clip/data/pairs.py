@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .digits import load_digit_pairs
 
@@ -100,14 +100,15 @@ class PairSet:
         return f"{path} (row {index})" if path else f"row {index}"
 
     def picture(self, index: int) -> Image.Image:
-        """The picture of a row, decoded, in its own mode.
+        """The picture of a row, decoded and upright, in its own mode.
 
         Raises:
             UnreadablePictureError: it is absent or does not decode.
         """
         cell = self._row(index)[self.settings.image]
         try:
-            image = Image.open(_source(cell))
+            # Turned upright as cameras mean it, which is what transformers' own loading does.
+            image = ImageOps.exif_transpose(Image.open(_source(cell)))
             image.load()
         except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
             raise UnreadablePictureError(self.key(index), f"{type(error).__name__}: {error}") from error
