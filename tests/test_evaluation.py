@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from ko_en_clip import KoEnClipModel, KoEnClipProcessor
+from ko_en_clip import KoEnClipConfig, KoEnClipForPreTraining, KoEnClipModel, KoEnClipProcessor
+from ko_en_clip.commands.evaluate import load_encoder
 from ko_en_clip.data.pairs import DataSettings, PairSet
 from ko_en_clip.evaluation import embeddings
 from ko_en_clip.evaluation.embeddings import Encoder, image_embeddings
@@ -74,7 +75,9 @@ def written(folder: Path, names: Sequence[str], file: str = "pairs.parquet", **c
 
 def suite(path: str, *tasks: Any, group: str | None = "base", **changed: Any) -> SuiteSettings:
     data = DataSettings(path=path, captions={"ko": "ko", "en": "en"}, group=group)
-    return SuiteSettings(**{"name": "colours", "data": data, "tasks": list(tasks), **changed})
+    # Of a handful of pictures one bad one is a large share.
+    fields = {"name": "colours", "data": data, "tasks": list(tasks), "max_bad_image_share": 0.5}
+    return SuiteSettings(**fields | changed)
 
 
 def values(outcome: Outcome) -> dict[tuple[str, str, str], float]:
@@ -315,7 +318,7 @@ def test_encoder_puts_the_model_in_evaluation_mode(
 def test_embeddings_say_which_rows_they_are_of(tmp_path: Path) -> None:
     images = [b"bad", png(COLOURS["green"]), None, png(COLOURS["blue"])]
     rows = datasets.Dataset.from_dict({"image": images})
-    embeds, numbers, unreadable = image_embeddings(KnowingEncoder({}), PairSet(rows, DataSettings(path="memory")))
+    embeds, numbers, unreadable = image_embeddings(KnowingEncoder({}), PairSet(rows, DataSettings(path="memory")), 0.5)
     assert numbers == [1, 3]
     assert [error.key for error in unreadable] == ["row 0", "row 2"]
     assert_close(embeds, torch.tensor([GREEN, BLUE]), rtol=0, atol=1e-6)
@@ -358,7 +361,7 @@ def test_suite_of_ones_own_loads_and_fields_are_overridden(tmp_path: Path) -> No
     ],
 )
 def test_bad_field_in_a_suite_is_named(change: dict[str, Any], named: str, tmp_path: Path) -> None:
-    fields = {"name": "own", "data": {"path": "a.parquet"}, "tasks": ["retrieval"]}
+    fields = {"name": "own", "data": {"path": "a.parquet", "captions": {"ko": "ko"}}, "tasks": ["retrieval"]}
     file = tmp_path / "own.yaml"
     file.write_text(json.dumps(fields), encoding="utf-8")
     load_suite(str(file))
@@ -385,3 +388,47 @@ def test_suite_that_cannot_be_run_is_refused(tasks: list[Any], changed: dict[str
     suite("a.parquet", "retrieval", group=None)
     with pytest.raises(ValueError, match=named):
         suite("a.parquet", *tasks, **changed)
+
+
+def test_too_many_bad_pictures_stop_the_evaluation_with_the_count() -> None:
+    rows = datasets.Dataset.from_list([{"image": png(COLOURS["red"])}, {"image": b"bad"}, {"image": b"worse"}])
+    pairs = PairSet(rows, DataSettings(path="memory"))
+    with pytest.raises(ValueError, match="2 pictures do not decode, more than the 1.5 of 3"):
+        image_embeddings(KnowingEncoder({}), pairs, 0.5)
+    assert len(image_embeddings(KnowingEncoder({}), pairs, 0.7)[2]) == 2
+
+
+def test_a_model_that_diverged_is_refused_and_not_given_a_perfect_score(
+    tiny_model: KoEnClipModel, tiny_processor: KoEnClipProcessor
+) -> None:
+    encoder = Encoder(tiny_model, tiny_processor, torch.device("cpu"))
+    assert encoder.texts(["red"]).isfinite().all()
+    with torch.no_grad():
+        tiny_model.text_projection.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        encoder.texts(["red"])
+
+
+def test_a_folder_without_all_weights_is_not_evaluated(
+    tiny_config: KoEnClipConfig, tiny_processor: KoEnClipProcessor, tmp_path: Path
+) -> None:
+    KoEnClipForPreTraining(tiny_config).save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="lacks .* weights of the model"):
+        load_encoder(str(tmp_path))
+    KoEnClipModel(tiny_config).save_pretrained(tmp_path)
+    assert load_encoder(str(tmp_path)).texts(["red"]).shape == (1, tiny_config.projection_dim)
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "message"),
+    [
+        ({"ko": ["개"], "en": ["dog"]}, {"ko": ["{}"]}, "both need the same ones"),
+        ({"ko": ["개"], "en": ["dog", "cat"]}, {"ko": ["{}"], "en": ["{}"]}, "another number of classes"),
+        ({}, {}, "both need the same ones"),
+    ],
+)
+def test_labels_that_do_not_match_are_refused(names: Any, templates: Any, message: str) -> None:
+    LabelSettings(column="label", names={"ko": ["개"]}, templates={"ko": ["{}"]})
+    with pytest.raises(ValueError, match=message):
+        LabelSettings(column="label", names=names, templates=templates)

@@ -163,16 +163,28 @@ def test_normalised_pixels_are_transformers() -> None:
 # Modes of pictures
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "HSV", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "HSV"])
 def test_other_modes_are_converted_as_pillow_does(mode: str) -> None:
     image = drawing(32, 32)
-    image = Image.fromarray(np.array(image.convert("L")).astype(np.uint16)) if mode == "I;16" else image.convert(mode)
+    image = image.convert(mode)
     assert image.mode == mode
     found = pixels(KoEnClipImageProcessor(**SETTINGS), image)
     expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()
     # 1e-4: rescaling by 1/255 and back; nothing is resized.
     assert_close(found, expected, rtol=0, atol=1e-4)
     assert found.std() > 1
+
+
+def test_16_bits_are_scaled_to_8_and_not_cut_off() -> None:
+    grey = np.array(drawing(32, 32).convert("L"))
+    image = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert image.mode == "I;16"
+    found = pixels(KoEnClipImageProcessor(**SETTINGS), image)
+    assert_close(found, torch.from_numpy(grey).float().expand(3, -1, -1), rtol=0, atol=1e-4)
+    # The twin: Pillow's own conversion makes nearly everything white.
+    assert np.array(image.convert("L")).mean() > found.mean() + 50
+    with pytest.raises(ValueError, match="no known range"):
+        KoEnClipImageProcessor(**SETTINGS)(image.convert("F"))
 
 
 def transparent(mode: str) -> Image.Image:

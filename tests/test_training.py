@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -273,6 +274,7 @@ def test_decay_is_on_matrices_only():
         (lambda: ModelSettings(init="a", tokenizer="b"), "give one of them"),
         (lambda: ModelSettings(init="a", config={"projection_dim": 2}), "do not go with model.init"),
         (lambda: LoadingSettings(global_batch_size=1), "at least 2 pairs"),
+        (lambda: RunSettings(output_dir="x", num_steps=9, log_steps=2, checkpoint_steps=3), "not a multiple of"),
     ],
 )
 def test_bad_settings_say_what_is_wrong(change, message):
@@ -303,3 +305,57 @@ def test_the_loop_is_one(settings):
     import ko_en_clip.training.mae as mae
 
     assert contrastive.run_loop is mae.run_loop is loop.run_loop
+
+
+def test_a_misspelt_field_of_the_model_is_refused_with_the_likely_one(settings):
+    misspelt = {**CONFIG, "text_config": {"hidden_sizes": 16}}
+    with pytest.raises(ValueError, match="text_config has no field 'hidden_sizes'; did you mean 'hidden_size'"):
+        starting_point(dataclasses.replace(settings.model, config=misspelt))
+    assert starting_point(settings.model)[0].text_config.hidden_size == 16
+
+
+def test_a_field_of_the_model_may_come_as_text(settings):
+    config = {**CONFIG, "text_config": {**TOWER, "num_hidden_layers": "3", "hidden_act": "gelu"}}
+    text_config = starting_point(dataclasses.replace(settings.model, config=config))[0].text_config
+    assert (text_config.num_hidden_layers, text_config.hidden_act) == (3, "gelu")
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(settings, monkeypatch):
+    import ko_en_clip.training.contrastive as contrastive
+
+    calls = []
+
+    def diverging(model, batch):
+        calls.append(1)
+        loss = contrastive_loss_of(model, batch)
+        # The loss of step 4 is finite; its gradient is not.
+        return loss if len(calls) < 4 else loss + (model.logit_scale - model.logit_scale.detach()) * float("inf")
+
+    monkeypatch.setattr(contrastive, "contrastive_loss_of", diverging)
+    run = dataclasses.replace(settings.run, checkpoint_steps=1)
+    with pytest.raises(FloatingPointError, match="steps 4 to 4"):
+        train_contrastive(dataclasses.replace(settings, run=run))
+    folder = Path(settings.run.output_dir) / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-000000002", "checkpoint-000000003"]
+
+
+def test_a_torn_last_line_of_the_metrics_does_not_stop_a_resume(settings, tmp_path):
+    train_contrastive(in_folder(settings, tmp_path / "run", num_steps=3))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = losses(tmp_path / "run")
+    metrics.write_text(metrics.read_text(encoding="utf-8") + '{"step": 4, "lo', encoding="utf-8")
+    assert losses(tmp_path / "run") == whole
+    train_contrastive(in_folder(settings, tmp_path / "run", resume=True))
+    assert losses(tmp_path / "run")[:3] == whole and len(losses(tmp_path / "run")) == 6
+
+
+def test_the_bound_of_the_logit_scale_holds_whatever_the_trainer(settings):
+    config, processor = starting_point(settings.model)
+    model = KoEnClipModel(config)
+    with torch.no_grad():
+        model.logit_scale.fill_(7.0)
+    inputs = processor(text=["삼", "칠"], return_tensors="pt")
+    pixel_values = torch.randn(2, 3, 16, 16)
+    assert model(**inputs, pixel_values=pixel_values).logits_per_image.abs().max() > 100
+    model(**inputs, pixel_values=pixel_values, return_loss=True)
+    assert model.logit_scale.item() == pytest.approx(4.605170, abs=1e-6)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from .commands import demo, evaluate, publish, train_tokenizer
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         values = parser.instantiate(parsed)[verb].as_dict()
         run(settings_class(**{name: value for name, value in values.items() if name in fields}))
-    except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError, StrictDataclassError) as error:
         # Mistakes that a person can mend; anything else keeps its traceback.
         sys.exit(f"ko-en-clip {verb}: {error}")
 
@@ -59,7 +60,7 @@ def _parser() -> ArgumentParser:
         )
         positional = {"model"} if verb in ("evaluate", "publish") else set()
         for name in positional:
-            subparser.add_argument(name, type=str, help="Folder or Hub id of the model.")
+            subparser.add_argument(name, type=str, help="Folder of the model; evaluate takes a Hub id too.")
         subparser.add_class_arguments(settings_class, skip=positional)
         subcommands.add_subcommand(verb, subparser, help=description)
     return parser

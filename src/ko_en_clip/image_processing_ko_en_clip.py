@@ -97,6 +97,8 @@ class KoEnClipImageProcessor(BaseImageProcessor):
         pictures = []
         for image in images:
             if do_resize:
+                if resample not in _MODES:
+                    raise ValueError(f"resample is {resample}; torch resizes by {', '.join(_MODES.values())} only.")
                 image = _resize(image, _target_size(image, size), _MODES[PILImageResampling(resample)])
             if do_center_crop:
                 assert crop_size.height is not None and crop_size.width is not None
@@ -111,7 +113,21 @@ class KoEnClipImageProcessor(BaseImageProcessor):
         return BatchFeature(data={"pixel_values": pictures}, tensor_type=return_tensors)
 
 
+def eight_bits(image: Any) -> Any:
+    """A PIL picture with 8 bits a channel: 16-bit grey is scaled, which Pillow's own conversion would cut off at 255.
+
+    Raises:
+        ValueError: 32-bit integers or floats, whose range the file does not say.
+    """
+    if image.mode.startswith("I;16"):
+        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"the picture has mode {image.mode}, of no known range; convert it to 8 or 16 bits.")
+    return image
+
+
 def _pil_to_tensor(image: Any, to_rgb: bool) -> torch.Tensor:
+    image = eight_bits(image)
     if to_rgb and image.mode != "RGB":
         if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
             # Transparent areas hold arbitrary colours; white is what a page shows behind them.

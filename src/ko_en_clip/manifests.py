@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -57,6 +58,24 @@ def verify_manifest(folder: Path) -> list[str]:
     return sorted(name for name, digest in read_manifest(folder)["files"].items() if now.get(name) != digest)
 
 
+def clear_stage_folder(folder: Path, stage: str) -> None:
+    """Remove what an earlier run of the stage left in a folder; nothing else is ever removed.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+    """
+    if not folder.exists():
+        return
+    if any(folder.iterdir()):
+        manifest = folder / FILE_NAME
+        found = read_manifest(folder).get("stage") if manifest.is_file() else None
+        if found != stage:
+            raise FileExistsError(
+                f"{folder} is there and was not written by {stage}; move away what is in it, or choose another folder."
+            )
+    shutil.rmtree(folder)
+
+
 def hash_folder(folder: Path) -> dict[str, str]:
     """SHA-256 of the files directly in a folder, by name; the manifest itself and unfinished files left out."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
@@ -77,10 +96,12 @@ def write_text(file: Path, text: str) -> None:
 
 
 def _commit() -> str | None:
-    """The commit of the code, where the package runs from a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the code, where the package runs from its own checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+        # Installed into a folder of another repository, the file is not tracked there.
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        result = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return None
-    return result.stdout.strip() or None
+    return result.stdout.strip()

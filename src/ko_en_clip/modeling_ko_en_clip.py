@@ -337,7 +337,10 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep the logit scale at or below 100; call it after every optimiser step.
+        """Keep the logit scale at or below 100.
+
+        `forward` does so before it computes a loss, so that the bound holds under any trainer; called after the last
+        optimiser step too, it holds for what is saved.
 
         Reference: Radford et al. 2021, section 2.5.
         """
@@ -426,6 +429,8 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
                 f"{missing} is missing: KoEnClipModel compares pictures with texts. For one of the two alone, call "
                 "get_image_features or get_text_features."
             )
+        if return_loss:
+            self.clamp_logit_scale()
         vision_outputs = self.get_image_features(pixel_values, **kwargs)
         text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
 

@@ -11,6 +11,7 @@ import torch
 WORKER = Path(__file__).with_name("worker.py")
 WORLDS = (1, 2, 4)
 WAYS = ("loop", "trainer")
+WAYS_IN_FLOAT64 = (*WAYS, "every_language")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def overall_difference(gradients, reference):
     return (difference / sum(value.square().sum() for value in reference.values()).sqrt()).item()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", WAYS_IN_FLOAT64)
 @pytest.mark.parametrize("world", WORLDS[1:])
 def test_processes_give_the_loss_and_gradient_of_the_joined_batch_in_float64(results, world, way):
     one, many = results[1][f"{way} float64"], results[world][f"{way} float64"]
@@ -83,3 +84,7 @@ def test_the_schedule_counts_optimiser_steps_at_any_number_of_processes(results,
 
 def test_a_schedule_stepped_by_accelerate_would_not(results):
     assert results[2]["accelerate_schedule"] != results[1]["accelerate_schedule"]
+
+
+def test_a_caption_in_every_language_is_another_loss_than_one_in_a_drawn_one(results):
+    assert results[1]["every_language float64"]["loss"] != results[1]["loop float64"]["loss"]

@@ -48,14 +48,16 @@ CAPTIONS = [
 GROUPS = ["a", "b", "c", "d", "e", "f", "b", "h"]
 
 
-def pair_set() -> PairSet:
+def pair_set(every_language: bool = False) -> PairSet:
     rng = np.random.default_rng(0)
     rows = []
     for number in range(NUM_PAIRS):
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(buffer, "PNG")
-        rows.append({"image": buffer.getvalue(), "caption": CAPTIONS[number], "group": GROUPS[number]})
-    settings = DataSettings(path="memory", captions={"caption": "ko"}, group="group")
+        captions = {"caption": CAPTIONS[number], "other": CAPTIONS[-number]}
+        rows.append({"image": buffer.getvalue(), **captions, "group": GROUPS[number]})
+    named = {"caption": "ko", "other": "en"} if every_language else {"caption": "ko"}
+    settings = DataSettings(path="memory", captions=named, group="group")
     return PairSet(datasets.Dataset.from_list(rows), settings)
 
 
@@ -118,12 +120,14 @@ def mean_over_processes(loss: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def by_our_loop(folder: Path, dtype: torch.dtype, num_steps: int = 1) -> dict[str, object]:
+def by_our_loop(
+    folder: Path, dtype: torch.dtype, num_steps: int = 1, every_language: bool = False
+) -> dict[str, object]:
     parts = processor()
     settings = StageSettings(
         data=DataSettings(path="memory"),
         model=ModelSettings(tokenizer="memory"),
-        loading=LoadingSettings(global_batch_size=NUM_PAIRS, num_workers=0),
+        loading=LoadingSettings(global_batch_size=NUM_PAIRS, every_language=every_language, num_workers=0),
         optimization=OptimizationSettings(learning_rate=1e-4, warmup_steps=num_steps // 2, max_grad_norm=1e9),
         run=RunSettings(output_dir=str(folder), num_steps=num_steps, log_steps=1),
     )
@@ -137,7 +141,7 @@ def by_our_loop(folder: Path, dtype: torch.dtype, num_steps: int = 1) -> dict[st
 
     objective = Objective(model=trained, loss_of=loss_of, after_step=trained.clamp_logit_scale, with_text=True)
     with captured_gradients(trained) as gradients:
-        run_loop(make_accelerator(settings.run), objective, pair_set(), parts, settings)
+        run_loop(make_accelerator(settings.run), objective, pair_set(every_language), parts, settings)
     return {"loss": seen[0], "gradients": gradients}
 
 
@@ -208,6 +212,7 @@ def main(folder: Path) -> None:
     results: dict[str, object] = {}
     for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
         results[f"loop {name}"] = by_our_loop(folder / f"loop-{name}", dtype)
+    results["every_language float64"] = by_our_loop(folder / "languages", torch.float64, every_language=True)
     by_our_loop(folder / "schedule", torch.float32, num_steps=5)
     results["accelerate_schedule"] = accelerate_schedule()
     if dist.is_initialized() and dist.get_world_size() > 1:

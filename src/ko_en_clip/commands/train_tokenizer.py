@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.pairs import DataSettings, open_pairs
-from ..manifests import hash_file, write_manifest
+from ..manifests import clear_stage_folder, hash_file, write_manifest
 from ..tokenizer_training import TokenizerSettings, text_lines, train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -34,16 +34,16 @@ class TrainTokenizerSettings:
 
 def run(settings: TrainTokenizerSettings) -> None:
     """Train on all texts given and write the tokenizer's folder."""
+    folder = Path(settings.output_dir)
+    clear_stage_folder(folder, "train-tokenizer")
     sets = [open_pairs(data) for data in settings.data]
     texts = itertools.chain(text_lines(settings.texts), *(pairs.texts() for pairs in sets))
     tokenizer = train_tokenizer(texts, settings.tokenizer)
-    folder = Path(settings.output_dir)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     tokenizer.save_pretrained(partial)
     inputs: dict[str, Any] = {file: hash_file(Path(file)) for file in settings.texts}
     inputs["data"] = [pairs.fingerprint() for pairs in sets]
     write_manifest(partial, stage="train-tokenizer", settings=settings, inputs=inputs)
-    shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     print(f"{len(tokenizer)} entries written to {folder}")

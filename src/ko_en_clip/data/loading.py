@@ -239,14 +239,12 @@ def normalized(views: torch.Tensor, processor: KoEnClipImageProcessor) -> torch.
 
     Args:
         views: uint8, (batch, 3, height, width).
-        processor: gives the factor, the mean and the standard deviation.
+        processor: says whether and how.
 
     Returns:
         float32, of the same shape.
     """
-    mean = torch.tensor(processor.image_mean)[:, None, None]
-    std = torch.tensor(processor.image_std)[:, None, None]
-    return (views * processor.rescale_factor - mean) / std
+    return processor(list(views), do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
 
 
 def make_loader(

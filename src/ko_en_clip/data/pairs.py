@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 from PIL import Image, ImageOps
 
+from ..image_processing_ko_en_clip import eight_bits
 from .digits import load_digit_pairs
 
 _BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
@@ -39,8 +40,8 @@ class DataSettings:
     files: list[str] = field(default_factory=list)
     """Files of the data set, patterns allowed, where `path` does not name them itself."""
     group: str | None = None
-    """Column whose equal values mean the same, so that such rows are not each other's negatives. Without it rows with
-    equal captions are treated so."""
+    """Column whose equal values mean the same, so that such rows are not each other's negatives. Without it rows for
+    which equal captions were drawn are treated so."""
     where: dict[str, str | int | bool] = field(default_factory=dict)
     """Keep only rows whose column has this value, as in {"skin_tone": false}."""
 
@@ -84,6 +85,14 @@ class PairSet:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def require_column(self, column: str, setting: str) -> None:
+        """Check that a column which a setting names is there.
+
+        Raises:
+            ValueError: it is not; the message lists those there are.
+        """
+        _require_column(self.rows, column, setting)
+
     def _row(self, index: int) -> dict[str, Any]:
         """The cells of a row; read once for the questions that follow each other."""
         if self._last[0] != index:
@@ -110,9 +119,17 @@ class PairSet:
             # Turned upright as cameras mean it, which is what transformers' own loading does.
             image = ImageOps.exif_transpose(Image.open(_source(cell)))
             image.load()
-        except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+            return eight_bits(image)
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            TypeError,
+            EOFError,
+            RuntimeError,
+            Image.DecompressionBombError,
+        ) as error:
             raise UnreadablePictureError(self.key(index), f"{type(error).__name__}: {error}") from error
-        return image
 
     def captions(self, index: int) -> dict[str, list[str]]:
         """Captions of a row by language; languages without one are left out."""
@@ -164,12 +181,14 @@ def _load(settings: DataSettings) -> datasets.Dataset:
         if suffix not in _BUILDERS:
             raise ValueError(f"path is the file {path}; files of data end in {', '.join(_BUILDERS)}.")
         path, files = _BUILDERS[suffix], [path]
+    elif Path(path).suffix in _BUILDERS:
+        raise FileNotFoundError(f"path is {path!r}, and there is no such file.")
     try:
         rows = datasets.load_dataset(
             path,
             settings.name,
             split=settings.split,
-            data_files={settings.split: files} if files else None,
+            data_files={settings.split.split("[")[0]: files} if files else None,
             revision=settings.revision,
         )
     except (ValueError, datasets.exceptions.DatasetGenerationError) as error:

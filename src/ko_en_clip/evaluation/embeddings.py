@@ -30,7 +30,8 @@ class Encoder:
         """
         embeds, batch = [], []
         for picture in tqdm(pictures, total=total, desc="pictures", unit="picture", leave=False):
-            batch.append(picture)
+            # One at a time: a batch of photographs at full size would fill the memory.
+            batch.append(self.processor(images=picture, return_tensors="pt")["pixel_values"])
             if len(batch) == BATCH_SIZE:
                 embeds.append(self._images(batch))
                 batch = []
@@ -46,17 +47,24 @@ class Encoder:
         starts = tqdm(range(0, len(texts), BATCH_SIZE), desc="texts", unit="batch", leave=False)
         return torch.cat([self._texts(texts[start : start + BATCH_SIZE]) for start in starts])
 
-    def _images(self, batch: list[Image.Image]) -> torch.Tensor:
-        inputs = self.processor(images=batch, return_tensors="pt").to(self.device)
-        return _normalized(self.model.get_image_features(**inputs).pooler_output)
+    def _images(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        pixel_values = torch.cat(batch).to(self.device)
+        return _normalized(self.model.get_image_features(pixel_values=pixel_values).pooler_output)
 
     def _texts(self, batch: Sequence[str]) -> torch.Tensor:
         inputs = self.processor(text=list(batch), padding=True, truncation=True, return_tensors="pt").to(self.device)
         return _normalized(self.model.get_text_features(**inputs).pooler_output)
 
 
-def image_embeddings(encoder: Encoder, pairs: PairSet) -> tuple[torch.Tensor, list[int], list[UnreadablePictureError]]:
-    """Embeddings of the pictures that decode, their rows, and those that do not."""
+def image_embeddings(
+    encoder: Encoder, pairs: PairSet, max_bad_image_share: float
+) -> tuple[torch.Tensor, list[int], list[UnreadablePictureError]]:
+    """Embeddings of the pictures that decode, their rows, and those that do not.
+
+    Raises:
+        ValueError: more pictures than the share given do not decode.
+    """
+    allowed = max_bad_image_share * len(pairs)
     rows: list[int] = []
     unreadable: list[UnreadablePictureError] = []
 
@@ -66,6 +74,11 @@ def image_embeddings(encoder: Encoder, pairs: PairSet) -> tuple[torch.Tensor, li
                 picture = pairs.picture(index)
             except UnreadablePictureError as error:
                 unreadable.append(error)
+                if len(unreadable) > allowed:
+                    raise ValueError(
+                        f"{len(unreadable)} pictures do not decode, more than the {allowed:g} of {len(pairs)} that "
+                        f"max_bad_image_share allows; the last is {error.key}: {error.reason}"
+                    ) from error
                 continue
             rows.append(index)
             yield picture
@@ -74,4 +87,7 @@ def image_embeddings(encoder: Encoder, pairs: PairSet) -> tuple[torch.Tensor, li
 
 
 def _normalized(embeds: torch.Tensor) -> torch.Tensor:
+    if not embeds.isfinite().all():
+        # Comparisons with NaN are false, and would be counted as ranks of 1.
+        raise ValueError("the model's embeddings are not finite; its training has diverged.")
     return nn.functional.normalize(embeds.float(), dim=-1).cpu()

@@ -32,7 +32,7 @@ def pixel_ranks(queries: PairSet, gallery: PairSet) -> torch.Tensor:
     """Rank of the nearest gallery picture of the same group, by squared distance of raw 24-pixel pictures.
 
     What a model that learned nothing but pixels would find: the floor that trained embeddings have to beat. Pictures
-    that do not decode are left out.
+    that do not decode, or that have no group, are left out.
     """
     query_pixels, query_groups = _pixels_and_groups(queries)
     gallery_pixels, gallery_groups = _pixels_and_groups(gallery)
@@ -42,7 +42,7 @@ def pixel_ranks(queries: PairSet, gallery: PairSet) -> torch.Tensor:
     return ranks(-torch.cdist(query_pixels, gallery_pixels), of_queries[:, None] == of_gallery[None, :])
 
 
-def _pixels_and_groups(pairs: PairSet) -> tuple[torch.Tensor, list[str | None]]:
+def _pixels_and_groups(pairs: PairSet) -> tuple[torch.Tensor, list[str]]:
     side = {"height": _PIXEL_SIDE, "width": _PIXEL_SIDE}
     processor = KoEnClipImageProcessor(size=side, do_center_crop=False, do_normalize=False)
     pixels, groups = [], []
@@ -51,6 +51,8 @@ def _pixels_and_groups(pairs: PairSet) -> tuple[torch.Tensor, list[str | None]]:
             picture = pairs.picture(index)
         except UnreadablePictureError:
             continue
-        pixels.append(processor(picture, return_tensors="pt")["pixel_values"].flatten())
-        groups.append(pairs.group(index))
+        group = pairs.group(index)
+        if group is not None:
+            pixels.append(processor(picture, return_tensors="pt")["pixel_values"].flatten())
+            groups.append(group)
     return torch.stack(pixels), groups

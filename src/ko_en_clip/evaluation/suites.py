@@ -31,6 +31,16 @@ class LabelSettings:
     templates: dict[str, list[str]]
     """Templates by language; `{}` stands for the name, and `{}{을/를}` adds the particle that fits it."""
 
+    def __post_init__(self) -> None:
+        if not self.names or self.names.keys() != self.templates.keys():
+            raise ValueError(
+                f"labels.names has the languages {sorted(self.names)} and labels.templates {sorted(self.templates)}; "
+                "both need the same ones."
+            )
+        counts = {language: len(names) for language, names in self.names.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"labels.names has another number of classes in each language: {counts}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteSettings:
@@ -48,14 +58,18 @@ class SuiteSettings:
     """Column by whose values zero-shot accuracy is given too."""
     gallery: DataSettings | None = None
     """Pictures in which pixel_baseline looks for its neighbours: the training pictures."""
+    max_bad_image_share: float = 0.01
+    """Share of the pictures that may fail to decode before the evaluation stops."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("tasks is empty; ask for one at least.")
         if self.labels is None and self.data.group is None and set(self.tasks) - {"retrieval"}:
             raise ValueError(f"suite {self.name} has neither labels nor data.group, so it has no classes.")
-        if "pixel_baseline" in self.tasks and self.gallery is None:
-            raise ValueError(f"suite {self.name} asks for pixel_baseline and has no gallery.")
+        if "pixel_baseline" in self.tasks and (self.gallery is None or self.gallery.group is None):
+            raise ValueError(f"suite {self.name} asks for pixel_baseline and has no gallery with a group.")
+        if "retrieval" in self.tasks and not self.data.captions:
+            raise ValueError(f"suite {self.name} asks for retrieval and data.captions names no column.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +104,21 @@ def load_suite(name: str, overrides: Sequence[str] = ()) -> SuiteSettings:
 def run_suite(encoder: Encoder, suite: SuiteSettings) -> Outcome:
     """Measure everything that a suite asks for."""
     pairs = open_pairs(suite.data)
-    image_embeds, rows, unreadable = image_embeddings(encoder, pairs)
-    class_names, prompts, targets = _classes(suite, pairs, rows)
+    if suite.labels is not None:
+        pairs.require_column(suite.labels.column, "labels.column")
+    if suite.slice_column is not None:
+        pairs.require_column(suite.slice_column, "slice_column")
+    image_embeds, rows, unreadable = image_embeddings(encoder, pairs, suite.max_bad_image_share)
+    needs_classes = {"zero_shot_classification", "text_retrieval"} & set(suite.tasks)
+    class_names, prompts, targets = _classes(suite, pairs, rows) if needs_classes else ([], {}, torch.empty(0))
     classes = {language: class_embeddings(encoder, texts) for language, texts in prompts.items()}
     results: list[Result] = []
     for task in suite.tasks:
         if task == "zero_shot_classification":
             for language, embeds in classes.items():
-                hits = classify(image_embeds, embeds) == targets
-                results += _sliced(suite, pairs, rows, language, hits)
+                kept = (targets >= 0).nonzero().flatten()
+                hits = (classify(image_embeds, embeds) == targets)[kept]
+                results += _sliced(suite, pairs, [rows[position] for position in kept.tolist()], language, hits)
         elif task == "retrieval":
             for language in pairs.languages():
                 results += _retrieval(encoder, suite, pairs, rows, image_embeds, language)
@@ -121,7 +141,7 @@ def run_suite(encoder: Encoder, suite: SuiteSettings) -> Outcome:
 def _classes(
     suite: SuiteSettings, pairs: PairSet, rows: list[int]
 ) -> tuple[list[str], dict[str, list[list[str]]], torch.Tensor]:
-    """Names of the classes, their prompts by language, and the class number of each row."""
+    """Names of the classes, their prompts by language, and the class number of each row, -1 where it has no group."""
     if suite.labels is not None:
         labels = suite.labels
         prompts = {
@@ -129,25 +149,34 @@ def _classes(
         }
         num_classes = len(next(iter(labels.names.values())))
         targets = torch.tensor([int(number) for number in pairs.rows[labels.column]])[rows]
+        if targets.min() < 0 or targets.max() >= num_classes:
+            raise ValueError(
+                f"column {labels.column!r} holds class numbers from {int(targets.min())} to {int(targets.max())}, and "
+                f"labels.names has {num_classes} names."
+            )
         return [str(number) for number in range(num_classes)], prompts, targets
-    if suite.data.group is None:
-        return [], {}, torch.empty(0, dtype=torch.int64)
-    groups = [str(pairs.group(row)) for row in rows]
-    names = sorted(set(groups))
+    groups = [pairs.group(row) for row in rows]
+    names = sorted({group for group in groups if group is not None})
     prompts = {language: [[] for _ in names] for language in pairs.languages()}
     numbers = {name: number for number, name in enumerate(names)}
     for row, group in zip(rows, groups, strict=True):
+        if group is None:
+            continue
         for language, captions in pairs.captions(row).items():
             texts = prompts[language][numbers[group]]
             texts.extend(caption for caption in captions if caption not in texts)
-    return names, prompts, torch.tensor([numbers[group] for group in groups])
+    for language, texts_of in prompts.items():
+        if [] in texts_of:
+            raise ValueError(f"group {names[texts_of.index([])]!r} has no caption in {language}, so no prompt.")
+    return names, prompts, torch.tensor([-1 if group is None else numbers[group] for group in groups])
 
 
 def _sliced(suite: SuiteSettings, pairs: PairSet, rows: list[int], language: str, hits: torch.Tensor) -> list[Result]:
     """Accuracy of all rows, and of each value of the slice column."""
     slices: list[tuple[str, torch.Tensor]] = [("all", torch.ones_like(hits))]
     if suite.slice_column is not None:
-        cells = [str(pairs.rows[row][suite.slice_column]) for row in rows]
+        column = pairs.rows[suite.slice_column]
+        cells = [str(column[row]) for row in rows]
         for value in sorted(set(cells), reverse=True):
             slices.append((f"{suite.slice_column}={value}", torch.tensor([cell == value for cell in cells])))
     return [

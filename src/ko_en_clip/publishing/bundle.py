@@ -61,6 +61,7 @@ def write_bundle(
     facts: CardFacts | None = None,
     results: EvaluationResults | None = None,
     repo_id: str | None = None,
+    checked: bool = False,
 ) -> None:
     """Write the bundle of a trained model; an older bundle in its place is replaced whole or not at all.
 
@@ -70,8 +71,10 @@ def write_bundle(
         facts: what a person states in the card.
         results: what the evaluation found, for the card.
         repo_id: repository that the card's example names.
+        checked: whether `check_bundle` has to pass before the bundle takes its place.
 
     Raises:
+        RuntimeError: the check did not pass; nothing was written.
         FileNotFoundError: `model_folder` holds no model.
         ValueError: `model_folder` holds another kind of model or not all of its weights, or `bundle_folder` holds
             files that are not a bundle's.
@@ -90,6 +93,8 @@ def write_bundle(
             shutil.copyfile(_PACKAGE_FOLDER / name, new_folder / name)
         card = render_card(model, facts or CardFacts(), results, repo_id)
         (new_folder / "README.md").write_text(card, encoding="utf-8")
+        if checked:
+            check_bundle(new_folder, model_folder)
         _swap(new_folder, bundle_folder, Path(scratch) / "old")
 
 

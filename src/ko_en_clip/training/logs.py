@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..manifests import write_text
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -25,7 +27,7 @@ class RunLogs:
             ) from error
         metrics = folder / METRICS_FILE
         kept = [line for line in read_metrics(folder) if line["step"] <= first_step] if metrics.is_file() else []
-        metrics.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self._metrics = metrics.open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
@@ -44,18 +46,24 @@ class RunLogs:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Lines of a run's `metrics.jsonl`."""
-    text = (folder / METRICS_FILE).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return _json_lines(folder / METRICS_FILE)
+
+
+def _json_lines(file: Path) -> list[dict[str, Any]]:
+    """Values of a file with one JSON value a line; a last line that a crash cut short is left out."""
+    *whole, _ = file.read_text(encoding="utf-8").split("\n")
+    # Every line that was written whole ends in a line break, so what follows the last one is a torn line or nothing.
+    return [json.loads(line) for line in whole]
 
 
 class SkippedRows:
     """Rows of this process whose picture did not decode: counted once each, written down, and limited."""
 
     def __init__(self, folder: Path, rank: int, allowed: float):
-        """Args: `allowed` is the number of rows that may fail before the run stops."""
+        """Go on from what an interrupted run noted; `allowed` rows may fail before the run stops."""
         self._file = folder / f"skipped.rank{rank}.jsonl"
         self._allowed = allowed
-        self._keys: set[str] = set()
+        self._keys = {line["key"] for line in _json_lines(self._file)} if self._file.is_file() else set()
 
     def __len__(self) -> int:
         return len(self._keys)

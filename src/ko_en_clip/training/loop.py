@@ -74,8 +74,7 @@ def run_loop(
     model, optimizer = accelerator.prepare(objective.model, make_optimizer(objective.model, optimization))
     checkpoints = folder / "checkpoints"
     progress = load_newest_checkpoint(accelerator, checkpoints) if run.resume else Progress()
-    allowed = settings.loading.max_bad_image_share * len(pairs) / accelerator.num_processes
-    skipped = SkippedRows(folder, rank, allowed)
+    skipped = SkippedRows(folder, rank, settings.loading.max_bad_image_share * len(pairs))
     loader = make_loader(
         pairs,
         processor,
@@ -104,7 +103,7 @@ def run_loop(
                 group["lr"] = rate
             loss = objective.loss_of(model, {name: value.to(accelerator.device) for name, value in batch.items()})
             accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), optimization.max_grad_norm)
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), optimization.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             objective.after_step()
@@ -113,8 +112,9 @@ def run_loop(
                 progress.skipped_steps += 1
             else:
                 progress.optimizer_steps += 1
+                window.add_gradient(grad_norm)
 
-            window.add(loss)
+            window.add_loss(loss)
             bar.update()
             if progress.step % run.log_steps == 0 or progress.step == run.num_steps:
                 values = window.close(progress.step, settings.loading.global_batch_size)
@@ -124,6 +124,7 @@ def run_loop(
                     f"loss {values['loss']:.3f}, lr {rate:.2e}, {values['pairs_per_second']:.0f} pairs/s"
                 )
             if progress.step % run.checkpoint_steps == 0 or progress.step == run.num_steps:
+                # Every checkpoint falls on a line of the logs, where the loss was found to be finite.
                 save_checkpoint(accelerator, checkpoints, progress, run.keep_checkpoints)
     if len(skipped):
         logger.warning("%d rows could not be used on this process; skipped.rank*.jsonl lists them", len(skipped))
@@ -131,33 +132,44 @@ def run_loop(
 
 
 class _Window:
-    """Mean loss and speed since the last line of the logs."""
+    """Mean loss, mean gradient norm and speed since the last line of the logs."""
 
     def __init__(self, accelerator: Accelerator, step: int):
         self.accelerator = accelerator
-        self.total = torch.zeros((), device=accelerator.device)
+        self._begin(step)
+
+    def _begin(self, step: int) -> None:
+        self.loss = torch.zeros((), device=self.accelerator.device)
+        self.grad_norm = torch.zeros_like(self.loss)
+        self.num_gradients = 0
         self.step, self.started = step, time.perf_counter()
 
-    def add(self, loss: torch.Tensor) -> None:
-        self.total += loss.detach().float()
+    def add_loss(self, loss: torch.Tensor) -> None:
+        self.loss += loss.detach().float()
+
+    def add_gradient(self, norm: torch.Tensor) -> None:
+        """Note the gradient of a step that the optimiser took; one that overflowed was not taken."""
+        self.grad_norm += norm.detach().float()
+        self.num_gradients += 1
 
     def close(self, step: int, pairs_per_step: int) -> dict[str, float]:
         """Values of the window that ends with `step`; the next one begins.
 
         Raises:
-            FloatingPointError: the loss was not finite. Every process sees the same mean, so all of them stop.
+            FloatingPointError: the loss or the gradient was not finite. Every process sees the same means, so all of
+                them stop.
         """
         num_steps = step - self.step
-        loss = self.accelerator.reduce(self.total, reduction="mean").item() / num_steps
-        if not math.isfinite(loss):
+        loss = self.accelerator.reduce(self.loss, reduction="mean").item() / num_steps
+        grad_norm = self.grad_norm.item() / max(1, self.num_gradients)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise FloatingPointError(
-                f"the loss is {loss} in one of steps {self.step + 1} to {step}. Lower the learning rate or lengthen "
-                "the warm-up; the newest checkpoint is from before."
+                f"the loss is {loss} and the gradient's norm {grad_norm} in one of steps {self.step + 1} to {step}. "
+                "Lower the learning rate or lengthen the warm-up; the newest checkpoint is from before."
             )
-        seconds = time.perf_counter() - self.started
-        self.total = torch.zeros_like(self.total)
-        self.step, self.started = step, time.perf_counter()
-        return {"loss": loss, "pairs_per_second": num_steps * pairs_per_step / seconds}
+        pairs_per_second = num_steps * pairs_per_step / (time.perf_counter() - self.started)
+        self._begin(step)
+        return {"loss": loss, "grad_norm": grad_norm, "pairs_per_second": pairs_per_second}
 
 
 def _claim_folder(accelerator: Accelerator, run: RunSettings) -> Path:

@@ -1,10 +1,13 @@
 """What a stage starts from and what it leaves: configuration, processor, weights, manifest."""
 
+import dataclasses
+import difflib
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
@@ -35,9 +38,11 @@ def starting_point(settings: ModelSettings) -> tuple[KoEnClipConfig, KoEnClipPro
             "makes such a folder."
         )
     tokenizer = KoEnClipTokenizerFast.from_pretrained(settings.tokenizer)
-    fields: dict[str, Any] = dict(settings.config)
+    fields = _known_fields("model.config", settings.config, KoEnClipConfig)
+    for name, config_class in KoEnClipConfig.sub_configs.items():
+        fields[name] = _known_fields(f"model.config.{name}", fields.get(name, {}), config_class)
     fields["text_config"] = {
-        **fields.get("text_config", {}),
+        **fields["text_config"],
         "vocab_size": len(tokenizer),
         "max_position_embeddings": tokenizer.model_max_length,
         "pad_token_id": tokenizer.pad_token_id,
@@ -50,6 +55,20 @@ def starting_point(settings: ModelSettings) -> tuple[KoEnClipConfig, KoEnClipPro
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **settings.image_processor
     )
     return config, KoEnClipProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def _known_fields(where: str, values: dict[str, Any], config_class: type) -> dict[str, Any]:
+    """Fields of a configuration, with what the command line gave as text read as YAML.
+
+    Raises:
+        ValueError: a name that is no field, which transformers' configurations would accept in silence.
+    """
+    known = {field.name for field in dataclasses.fields(config_class)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        raise ValueError(f"{where} has no field {unknown[0]!r}{f'; did you mean {close[0]!r}?' if close else '.'}")
+    return {name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def starting_model(model_class: type[Model], config: KoEnClipConfig, settings: ModelSettings) -> Model:

@@ -24,7 +24,7 @@ class RunSettings:
     log_steps: int = 10
     """Steps between two lines of the logs."""
     checkpoint_steps: int = 1000
-    """Steps between two checkpoints; one is always written at the end."""
+    """Steps between two checkpoints, a multiple of log_steps; one is always written at the end."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
     resume: bool = False
@@ -34,6 +34,11 @@ class RunSettings:
         for name in ("num_steps", "log_steps", "checkpoint_steps", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.checkpoint_steps % self.log_steps:
+            raise ValueError(
+                f"run.checkpoint_steps ({self.checkpoint_steps}) is not a multiple of run.log_steps "
+                f"({self.log_steps}); a run resumed between two lines of the logs would report another loss."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
