@@ -20,11 +20,11 @@ from ko_en_clip import (
     KoEnClipProcessor,
     KoEnClipTokenizerFast,
 )
+from ko_en_clip.evaluation.metrics import Result
 from ko_en_clip.publishing import bundle
 from ko_en_clip.publishing.bundle import SHIPPED_FILES, write_bundle
 from ko_en_clip.publishing.model_card import (
     CardFacts,
-    EvaluationResult,
     EvaluationResults,
     read_facts,
     read_results,
@@ -268,13 +268,13 @@ def test_card_says_what_was_not_stated() -> None:
         citation="@misc{tiny}\n",
         contact="Here.",
     )
-    results = EvaluationResults(model="tiny", suite="quick", results=(EvaluationResult(**RESULT),))
+    results = EvaluationResults(model="tiny", suite="quick", results=(Result(**RESULT),))
     assert "Not stated" not in render_card(model, facts, results)
 
 
 def test_card_metadata_and_results() -> None:
     facts = CardFacts(license="apache-2.0", description="한국어와 영어.")
-    results = EvaluationResults(model="tiny", suite="quick", results=(EvaluationResult(**RESULT),))
+    results = EvaluationResults(model="tiny", suite="quick", results=(Result(**RESULT),))
     card = ModelCard(render_card(tiny_model(tiny_tokenizer()), facts, results, "org/tiny-clip"))
     assert card.data.to_dict() == {
         "language": ["ko", "en"],
@@ -293,7 +293,7 @@ def test_results_are_read_and_checked(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     content: dict[str, Any] = {"schema_version": 1, "model": "tiny", "suite": "quick", "results": [RESULT]}
     file.write_text(json.dumps(content))
-    assert read_results(file).results == (EvaluationResult(**RESULT),)
+    assert read_results(file).results == (Result(**RESULT),)
     file.write_text(json.dumps(content | {"schema_version": 2}))
     with pytest.raises(ValueError, match="schema_version 2"):
         read_results(file)

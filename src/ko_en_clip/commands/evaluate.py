@@ -9,11 +9,9 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from ..evaluation.embeddings import Encoder
-from ..evaluation.metrics import Result
+from ..evaluation.metrics import SCHEMA_VERSION, Result
 from ..evaluation.suites import Outcome, load_suite, run_suite
 from ..manifests import write_text
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)

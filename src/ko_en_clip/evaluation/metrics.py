@@ -1,5 +1,6 @@
 """Figures and their intervals: accuracy, recall, bootstrap."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ import numpy as np
 import torch
 
 RECALL_AT = (1, 5, 10)
+# Of results.json: a list of Result objects under "results".
+SCHEMA_VERSION = 1
 _DRAWS = 1000
 
 
@@ -32,6 +35,14 @@ class Result:
     """Upper end of it."""
     n: int
     """Items that the figure is a mean over."""
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            number = getattr(self, name)
+            if not (math.isfinite(number) and abs(number) <= 1):
+                raise ValueError(
+                    f"{name} of {self.metric} on {self.dataset} is {number}; results are fractions, 0.5 for 50%."
+                )
 
 
 def measure(hits: Sequence[bool] | np.ndarray, seed: int = 0) -> tuple[float, float, float]:

@@ -5,7 +5,6 @@ No number in a card is typed by hand: sizes come from the configuration, paramet
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,9 +15,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
+from ..evaluation.metrics import SCHEMA_VERSION, Result
 from ..modeling_ko_en_clip import KoEnClipModel
-
-RESULTS_SCHEMA_VERSION = 1
 
 _SIZES = {
     "model_type": "Architecture",
@@ -63,35 +61,12 @@ class CardFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
-    """One figure with its interval. `value`, `low` and `high` are fractions, not percent."""
-
-    task: str
-    dataset: str
-    language: str
-    slice: str
-    metric: str
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __post_init__(self) -> None:
-        for name in ("value", "low", "high"):
-            number = getattr(self, name)
-            if not (math.isfinite(number) and abs(number) <= 1):
-                raise ValueError(
-                    f"{name} of {self.metric} on {self.dataset} is {number}; results are fractions, 0.5 for 50%."
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluationResults:
     """What one evaluation of one model found."""
 
     model: str
     suite: str
-    results: tuple[EvaluationResult, ...]
+    results: tuple[Result, ...]
 
 
 def read_facts(file: Path) -> CardFacts:
@@ -123,18 +98,18 @@ def read_results(file: Path) -> EvaluationResults:
     """
     content = json.loads(file.read_text(encoding="utf-8"))
     version = content.get("schema_version")
-    if version != RESULTS_SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise ValueError(
-            f"{file} has schema_version {version!r}; {RESULTS_SCHEMA_VERSION} is read here. "
+            f"{file} has schema_version {version!r}; {SCHEMA_VERSION} is read here. "
             "Evaluate the model again with this version of ko_en_clip."
         )
-    names = [field.name for field in dataclasses.fields(EvaluationResult)]
+    names = [field.name for field in dataclasses.fields(Result)]
     entries = []
     for index, entry in enumerate(content["results"]):
         missing = [name for name in names if name not in entry]
         if missing:
             raise ValueError(f"results[{index}] in {file} lacks {missing}; every figure has {names}.")
-        entries.append(EvaluationResult(**{name: entry[name] for name in names}))
+        entries.append(Result(**{name: entry[name] for name in names}))
     return EvaluationResults(model=content["model"], suite=content["suite"], results=tuple(entries))
 
 
@@ -197,7 +172,7 @@ def _num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _result_row(result: EvaluationResult) -> tuple[str, ...]:
+def _result_row(result: Result) -> tuple[str, ...]:
     texts = (result.task, result.dataset, result.language, result.slice, result.metric)
     numbers = (f"{100 * result.value:.1f}", f"{100 * result.low:.1f} to {100 * result.high:.1f}", f"{result.n:,}")
     return (*(text.replace("|", "\\|") for text in texts), *numbers)
