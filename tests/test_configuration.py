@@ -206,4 +206,5 @@ def test_defaults_are_made_in_silence(caplog: pytest.LogCaptureFixture) -> None:
         assert caplog.messages == []
         # The twin: what transformers logs is seen here.
         logging.getLogger("transformers.configuration_utils").warning("seen")
-        assert caplog.messages == ["seen"]
+        # Once or twice: another test may have told transformers to pass its log on.
+        assert set(caplog.messages) == {"seen"}
