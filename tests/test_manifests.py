@@ -33,6 +33,17 @@ def test_only_what_the_stage_wrote_is_cleared_away(tmp_path):
         clear_stage_folder(other, "train-tokenizer")
 
 
+def test_a_training_that_fails_leaves_the_old_tokenizer(tmp_path):
+    text, empty = tmp_path / "text.txt", tmp_path / "empty.txt"
+    text.write_text("고양이와 강아지\na cat and a dog\n", encoding="utf-8")
+    empty.write_text("", encoding="utf-8")
+    run(settings(tmp_path / "tokenizer", text))
+    before = (tmp_path / "tokenizer" / "tokenizer.json").read_bytes()
+    with pytest.raises(ValueError, match="no text"):
+        run(settings(tmp_path / "tokenizer", empty))
+    assert (tmp_path / "tokenizer" / "tokenizer.json").read_bytes() == before
+
+
 def test_a_demo_does_not_clear_what_is_no_demo(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(FileExistsError, match="no demo"):

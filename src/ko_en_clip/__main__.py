@@ -4,7 +4,6 @@ Every flag is a field of a settings dataclass; jsonargparse makes the parsers. `
 of a packaged recipe.
 """
 
-import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from .commands import demo, evaluate, publish, train_tokenizer
-from .settings_files import find_settings_file, packaged
+from .settings_files import build_settings, find_settings_file, packaged
 from .training.contrastive import train_contrastive
 from .training.mae import pretrain_mae
 from .training.settings import StageSettings
@@ -39,10 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     verb = parsed.subcommand
     settings_class, run, _ = VERBS[verb]
-    fields = {field.name for field in dataclasses.fields(settings_class)}
     try:
-        values = parser.instantiate(parsed)[verb].as_dict()
-        run(settings_class(**{name: value for name, value in values.items() if name in fields}))
+        run(build_settings(settings_class, parser.instantiate(parsed)[verb].as_dict()))
     except (ValueError, OSError, ModuleNotFoundError, FloatingPointError, StrictDataclassError) as error:
         # Mistakes that a person can mend; anything else keeps its traceback.
         sys.exit(f"ko-en-clip {verb}: {error}")

@@ -58,22 +58,30 @@ def verify_manifest(folder: Path) -> list[str]:
     return sorted(name for name, digest in read_manifest(folder)["files"].items() if now.get(name) != digest)
 
 
-def clear_stage_folder(folder: Path, stage: str) -> None:
-    """Remove what an earlier run of the stage left in a folder; nothing else is ever removed.
+def check_stage_folder(folder: Path, stage: str) -> None:
+    """Check that a folder may be written by a stage: it is absent, empty, or an earlier run of the stage wrote it.
 
     Raises:
         FileExistsError: the folder holds something else.
     """
-    if not folder.exists():
-        return
-    if any(folder.iterdir()):
+    if folder.exists() and any(folder.iterdir()):
         manifest = folder / FILE_NAME
         found = read_manifest(folder).get("stage") if manifest.is_file() else None
         if found != stage:
             raise FileExistsError(
                 f"{folder} is there and was not written by {stage}; move away what is in it, or choose another folder."
             )
-    shutil.rmtree(folder)
+
+
+def clear_stage_folder(folder: Path, stage: str) -> None:
+    """Remove what an earlier run of the stage left in a folder; nothing else is ever removed.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+    """
+    check_stage_folder(folder, stage)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def hash_folder(folder: Path) -> dict[str, str]:

@@ -52,6 +52,10 @@ def load_settings(settings_class: type[Settings], file: Path, overrides: Sequenc
         parsed = parser.parse_args([f"--config={file}", *(f"--{override}" for override in overrides)])
     except ArgumentError as error:
         raise ValueError(f"{file}: {error}") from error
-    values: dict[str, Any] = parser.instantiate(parsed).as_dict()
+    return build_settings(settings_class, parser.instantiate(parsed).as_dict())
+
+
+def build_settings(settings_class: type[Settings], values: dict[str, Any]) -> Settings:
+    """A settings dataclass from parsed values, of which those that are no fields (`config`) are left aside."""
     names = [field.name for field in dataclasses.fields(settings_class)]  # type: ignore[arg-type]
     return settings_class(**{name: values[name] for name in names})

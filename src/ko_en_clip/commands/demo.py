@@ -1,6 +1,5 @@
 """`ko-en-clip demo`: every stage on the embedded set at a small size, and a report to look at."""
 
-import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ from ..training.settings import StageSettings
 from . import train_tokenizer
 from .evaluate import load_encoder, table, write_results
 from .publish import PublishSettings, publish
-
-logger = logging.getLogger(__name__)
 
 _MARK = "written-by-demo.txt"
 _SHOWN = 5

@@ -1,17 +1,16 @@
 """`ko-en-clip train-tokenizer`: the joint vocabulary from text files or a data set's captions."""
 
 import itertools
-import logging
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..data.pairs import DataSettings, open_pairs
-from ..manifests import clear_stage_folder, hash_file, write_manifest
+from ..manifests import check_stage_folder, clear_stage_folder, hash_file, write_manifest
 from ..tokenizer_training import TokenizerSettings, text_lines, train_tokenizer
 
-logger = logging.getLogger(__name__)
+_STAGE = "train-tokenizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class TrainTokenizerSettings:
 def run(settings: TrainTokenizerSettings) -> None:
     """Train on all texts given and write the tokenizer's folder."""
     folder = Path(settings.output_dir)
-    clear_stage_folder(folder, "train-tokenizer")
+    check_stage_folder(folder, _STAGE)
     sets = [open_pairs(data) for data in settings.data]
     texts = itertools.chain(text_lines(settings.texts), *(pairs.texts() for pairs in sets))
     tokenizer = train_tokenizer(texts, settings.tokenizer)
@@ -44,6 +43,7 @@ def run(settings: TrainTokenizerSettings) -> None:
     tokenizer.save_pretrained(partial)
     inputs: dict[str, Any] = {file: hash_file(Path(file)) for file in settings.texts}
     inputs["data"] = [pairs.fingerprint() for pairs in sets]
-    write_manifest(partial, stage="train-tokenizer", settings=settings, inputs=inputs)
+    write_manifest(partial, stage=_STAGE, settings=settings, inputs=inputs)
+    clear_stage_folder(folder, _STAGE)
     partial.rename(folder)
     print(f"{len(tokenizer)} entries written to {folder}")
