@@ -27,7 +27,9 @@ SHIPPED_MAY_IMPORT = {
     "huggingface_hub",
     "tokenizers",
     "numpy",
+    "copy",
     "dataclasses",
+    "inspect",
     "typing",
     "collections",
 }

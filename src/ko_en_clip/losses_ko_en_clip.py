@@ -18,6 +18,9 @@ def contrastive_loss(
     logit_scale: torch.Tensor,
     groups: torch.Tensor | None = None,
     num_captions: int = 1,
+    *,
+    label_smoothing: float = 0.0,
+    direction_weights: tuple[float, float] = (0.5, 0.5),
 ) -> torch.Tensor:
     """Symmetric InfoNCE of this process's rows against the columns of all processes.
 
@@ -86,6 +89,7 @@ def contrastive_loss(
         logits_per_image_LG = logits_per_image_LG.masked_fill(same_LG, float("-inf"))
         logits_per_text_LG = logits_per_text_LG.masked_fill(same_LG, float("-inf"))
     cross_entropy = nn.functional.cross_entropy
+    assert label_smoothing == 0.0 and direction_weights == (0.5, 0.5)
     return (cross_entropy(logits_per_image_LG, targets_L) + cross_entropy(logits_per_text_LG, targets_L)) / 2
 
 
@@ -126,3 +130,18 @@ def _rank() -> int:
 
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sigmoid_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor,
+    groups: torch.Tensor | None = None,
+    num_captions: int = 1,
+) -> torch.Tensor:
+    """Pairwise sigmoid loss (Zhai et al. 2023, section 3), one caption a picture, on one process."""
+    assert groups is None and num_captions == 1 and _world_size() == 1
+    logits = logit_scale * text_embeds @ image_embeds.T + logit_bias
+    sign = 2 * torch.eye(len(logits), device=logits.device, dtype=logits.dtype) - 1
+    return -nn.functional.logsigmoid(sign * logits).sum() / len(logits)

@@ -1,25 +1,33 @@
-"""The two towers, their projections and the joint Korean-English CLIP.
+"""The joint Korean-English CLIP, its towers with projection, and the picture classifier.
 
-The towers are CLIP's (Radford et al. 2021, section 2.4): they subclass transformers' classes, keep their parameter
-names, and differ where CLIP's cannot do what is needed: pictures of any size, a visible subset of patches (masked
-pre-training), checked pooling at EOS. Shipped beside the weights: imports from torch, transformers and siblings only.
+Joins a text and a vision tower, native (`modeling_ko_en_clip_towers.py`, `modeling_ko_en_clip_resnet.py`) or any of
+transformers, through projections and a learned logit scale (Radford et al. 2021, figure 3). Shipped beside the
+weights: imports from torch, transformers and siblings only.
 """
 
+import copy
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPPreTrainedModel, CLIPTextModel, CLIPVisionModel
+from transformers import MODEL_MAPPING, AlignVisionConfig, AlignVisionModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_ko_en_clip import KoEnClipConfig, KoEnClipTextConfig, KoEnClipVisionConfig
-from .losses_ko_en_clip import contrastive_loss
+from .configuration_ko_en_clip import KoEnClipConfig, KoEnClipResNetConfig, KoEnClipTextConfig, KoEnClipVisionConfig
+from .losses_ko_en_clip import contrastive_loss, sigmoid_loss
+from .modeling_ko_en_clip_resnet import KoEnClipResNetModel
+from .modeling_ko_en_clip_towers import (
+    KoEnClipPreTrainedModel,
+    KoEnClipTextModel,
+    KoEnClipVisionModel,
+    check_pixel_values,
+)
 
 # ln 100: CLIP keeps its logit scale at or below 100 (Radford et al. 2021, section 2.5).
 MAX_LOGIT_SCALE = 4.605170185988092
@@ -93,226 +101,109 @@ class KoEnClipVisionModelOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class KoEnClipPreTrainedModel(CLIPPreTrainedModel):
-    """Base of all models here: weight initialisation, loading and saving."""
-
-    config: KoEnClipConfig  # type: ignore[assignment]
-    base_model_prefix = "ko_en_clip"
-    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "KoEnClipVisionEmbeddings"]
-    # The loss divides by its own row count: Trainer must neither rescale it by processes nor pass it item counts.
-    accepts_loss_kwargs = False
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module.
-
-        CLIP's own scheme (`initialize_parameters` of its released code): query, key and value w^-0.5, the projections
-        back into the residual stream w^-0.5 * (2L)^-0.5, first MLP layer (2w)^-0.5, projections w^-0.5. transformers
-        has the standard deviations of attention's input and output the other way round; ours are CLIP's.
-        """
-        super()._init_weights(module)
-        factor = self.config.initializer_factor
-        if isinstance(module, nn.Linear) and hasattr(module, "init_std"):
-            init.normal_(module.weight, std=float(module.init_std) * factor)  # type: ignore[arg-type]
-        elif isinstance(module, KoEnClipVisionEmbeddings):
-            std = module.hidden_size**-0.5 * factor
-            init.normal_(module.class_embedding, std=std)
-            init.normal_(module.position_embedding.weight, std=std)
-            init.normal_(module.patch_embedding.weight, std=module.initializer_range * factor)
-        elif isinstance(module, KoEnClipModel):
-            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-
-
-def _plan_init(encoder: nn.Module, hidden_size: int, num_hidden_layers: int) -> None:
-    """Note on each linear layer of a tower the standard deviation that CLIP initialises it with.
-
-    transformers initialises custom code module by module and skips those without weights of their own, attention and
-    MLP among them, so the layers themselves have to carry the number.
-    """
-    residual_std = hidden_size**-0.5 * (2 * num_hidden_layers) ** -0.5
-    for layer in encoder.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-            projection.init_std = hidden_size**-0.5
-        attention.out_proj.init_std = residual_std
-        mlp.fc1.init_std = (2 * hidden_size) ** -0.5
-        mlp.fc2.init_std = residual_std
-
-
-def _projection(hidden_size: int, projection_dim: int) -> nn.Linear:
-    projection = nn.Linear(hidden_size, projection_dim, bias=False)
+def _projection(hidden_size: int, projection_dim: int, bias: bool = False) -> nn.Linear:
+    projection = nn.Linear(hidden_size, projection_dim, bias=bias)
     projection.init_std = hidden_size**-0.5
     return projection
 
 
-class KoEnClipVisionEmbeddings(nn.Module):
-    """Patches plus positions, for pictures of any size that patches tile, whole or in part."""
-
-    def __init__(self, config: KoEnClipVisionConfig):
-        super().__init__()
-        self.hidden_size = config.hidden_size
-        self.patch_size = config.patch_size
-        self.num_channels = config.num_channels
-        self.initializer_range = config.initializer_range
-        self.grid_size = config.image_size // config.patch_size
-        self.class_embedding = nn.Parameter(torch.randn(self.hidden_size))
-        self.patch_embedding = nn.Conv2d(
-            config.num_channels, self.hidden_size, kernel_size=self.patch_size, stride=self.patch_size, bias=False
-        )
-        self.position_embedding = nn.Embedding(self.grid_size**2 + 1, self.hidden_size)
-
-    def positions(self, grid_height: int, grid_width: int) -> torch.Tensor:
-        """Position embeddings of the class token and of a grid of patches, row by row.
-
-        The table is resized bicubically, rows to rows and columns to columns, where the grid is not the table's own.
-
-        Returns:
-            `torch.Tensor` of shape `(1 + grid_height * grid_width, hidden_size)`.
-        """
-        table = self.position_embedding.weight
-        if (grid_height, grid_width) == (self.grid_size, self.grid_size):
-            return table
-        # (N, D) -> (1, D, rows, columns) -> resized -> (N', D)
-        grid = table[1:].reshape(1, self.grid_size, self.grid_size, -1).permute(0, 3, 1, 2)
-        grid = nn.functional.interpolate(
-            grid.float(), size=(grid_height, grid_width), mode="bicubic", align_corners=False
-        )
-        return torch.cat([table[:1], grid.flatten(2)[0].T.to(table.dtype)])
-
-    def forward(self, pixel_values: torch.Tensor, visible_patches: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states of the class token, then of the patches: all, row by row, or those of `visible_patches`."""
-        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; it must be (batch, {self.num_channels}, height, "
-                "width). KoEnClipImageProcessor makes it so."
-            )
-        batch_size, _, height, width = pixel_values.shape
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"pixel_values is {height} x {width} pixels; both sides must be multiples of the patch size "
-                f"({self.patch_size}). Resize the pictures, or set crop_size in the image processor."
-            )
-        # (B, D, rows, columns) -> (B, rows * columns, D)
-        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
-        positions = self.positions(height // self.patch_size, width // self.patch_size)
-        patches = patches + positions[1:]
-        if visible_patches is not None:
-            patches = patches.gather(1, visible_patches[:, :, None].expand(-1, -1, self.hidden_size))
-        class_token = (self.class_embedding + positions[0]).expand(batch_size, 1, -1)
-        return torch.cat([class_token, patches], dim=1)
+# By model type, not by class: remote code may be read twice, which makes two classes of one.
+TOWERS: dict[str, type[PreTrainedModel]] = {
+    KoEnClipTextConfig.model_type: KoEnClipTextModel,
+    KoEnClipVisionConfig.model_type: KoEnClipVisionModel,
+    KoEnClipResNetConfig.model_type: KoEnClipResNetModel,
+    # ALIGN's EfficientNet, which transformers' auto classes do not know.
+    AlignVisionConfig.model_type: AlignVisionModel,
+}
 
 
-class KoEnClipVisionModel(CLIPVisionModel, KoEnClipPreTrainedModel):
-    """CLIP's vision transformer for pictures of any size, without projection."""
-
-    config: KoEnClipVisionConfig  # type: ignore[assignment]
-    base_model_prefix = "vision_model"
-
-    def __init__(self, config: KoEnClipVisionConfig):
-        super().__init__(config)
-        self.embeddings = KoEnClipVisionEmbeddings(config)  # type: ignore[assignment]
-        self.post_init()
-
-    def post_init(self) -> None:
-        """Plan the initial weights before they are drawn."""
-        _plan_init(self.encoder, self.config.hidden_size, self.config.num_hidden_layers)
-        super().post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        visible_patches: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
-        r"""Encode pictures.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised pixels; both sides multiples of the patch size. Sizes other than `config.image_size` resize
-                the position table.
-            visible_patches (`torch.Tensor` of shape `(batch_size, num_visible)`, int64, *optional*):
-                Patches to encode, numbered row by row from 0; the others are not computed at all (He et al. 2022,
-                section 3). Default: every patch.
-
-        Returns:
-            `BaseModelOutputWithPooling`: `last_hidden_state` of the class token and the patches before the last layer
-            norm, `pooler_output` the class token after it.
-
-        Raises:
-            ValueError: pixels of another rank or channel count, or sides that patches do not tile.
-        """
-        if pixel_values is None:
-            raise ValueError("pixel_values is missing: the vision tower needs pictures.")
-        hidden_states = self.pre_layrnorm(self.embeddings(pixel_values, visible_patches))
-        last_hidden_state = self.encoder(inputs_embeds=hidden_states, **kwargs).last_hidden_state
-        return BaseModelOutputWithPooling(
-            last_hidden_state=last_hidden_state, pooler_output=self.post_layernorm(last_hidden_state[:, 0])
-        )
+def _tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    if config.model_type in TOWERS:
+        return TOWERS[config.model_type]
+    if type(config) not in MODEL_MAPPING:
+        raise ValueError(f"transformers' AutoModel has no model for {config.model_type!r}, so it cannot be a tower.")
+    return MODEL_MAPPING[type(config)]  # type: ignore[return-value]
 
 
-class KoEnClipTextModel(CLIPTextModel, KoEnClipPreTrainedModel):
-    """CLIP's causal text transformer, pooled at EOS, without projection."""
-
-    config: KoEnClipTextConfig  # type: ignore[assignment]
-    base_model_prefix = "text_model"
-
-    def post_init(self) -> None:
-        """Plan the initial weights before they are drawn."""
-        _plan_init(self.encoder, self.config.hidden_size, self.config.num_hidden_layers)
-        super().post_init()
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
-        r"""Encode texts.
-
-        Args:
-            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, int64):
-                Tokens; every row holds `config.eos_token_id`.
-            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding.
-            position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Positions, where they are not 0, 1, 2 and so on.
-
-        Returns:
-            `BaseModelOutputWithPooling`: `last_hidden_state` after the last layer norm, `pooler_output` its row at the
-            first EOS of each text.
-
-        Raises:
-            ValueError: `input_ids` is missing or of another rank. On the CPU, outside compile and export, also: a row
-                has no EOS, or an id is outside the vocabulary. On other devices these two are the tokenizer's and the
-                collator's to check, so that nothing waits for the device.
-        """
-        if input_ids is None:
-            raise ValueError("input_ids is missing: the text tower needs tokens.")
-        if input_ids.dim() != 2:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, tokens).")
-        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            _check_input_ids(input_ids, self.config)
-        return super().forward(input_ids, attention_mask, position_ids, **kwargs)
+def _build_tower(config: PreTrainedConfig, pooling: str | None) -> PreTrainedModel:
+    """A tower with fresh weights; without the pooling layer of its own that nothing would train."""
+    tower_class = _tower_class(config)
+    arguments = inspect.signature(tower_class.__init__).parameters
+    own_pooler = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in arguments else {}
+    return tower_class._from_config(config, **own_pooler)
 
 
-def _check_input_ids(input_ids: torch.Tensor, config: KoEnClipTextConfig) -> None:
-    outside = ((input_ids < 0) | (input_ids >= config.vocab_size)).any(dim=1)
-    if outside.any():
-        row = int(outside.nonzero()[0])
+def _output_size(config: KoEnClipConfig, key: str) -> int:
+    """Width of a tower's pooled output; a tower of transformers is run without weights, on the meta device, to see.
+
+    Raises:
+        ValueError: such a tower has no output of the pooling that the configuration names.
+    """
+    tower_config = getattr(config, key)
+    if tower_config.model_type == KoEnClipResNetConfig.model_type:
+        return tower_config.projection_dim
+    if config.has_native(key):
+        return tower_config.hidden_size
+    with torch.device("meta"), torch.no_grad():
+        # Built with its own pooler, so that the message below knows of it.
+        tower = _build_tower(copy.deepcopy(tower_config), "pooler").eval()
+        if key == "text_config":
+            input_ids = torch.ones(1, 2, dtype=torch.long)
+            return pool(tower(input_ids), config.text_pooling, input_ids, None, tower_config.eos_token_id).shape[-1]
+        size = getattr(tower_config, "image_size", 224)
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        pixel_values = torch.zeros(1, tower_config.num_channels, *sides)
+        return pool(tower(pixel_values), config.vision_pooling).shape[-1]
+
+
+def pool(
+    outputs: Any,
+    pooling: str | None,
+    input_ids: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    eos_token_id: int | None = None,
+) -> torch.Tensor:
+    """One vector of a tower's output; `None` is a native tower, which has pooled already.
+
+    Args:
+        outputs: what the tower returned.
+        pooling: `cls`, the first token; `eos`, the first EOS; `mean`, over the tokens that are not padding, or over
+            the places of a feature map; `pooler`, the tower's own `pooler_output`.
+        input_ids: int64, (B, T); for `eos`.
+        attention_mask: (B, T), 0 for padding; for `mean` of texts. Without it every token counts.
+        eos_token_id: for `eos`.
+
+    Returns:
+        `torch.Tensor` of shape `(B, width)`.
+
+    Raises:
+        ValueError: the output has no such pooling; the message lists those it has.
+    """
+    hidden_states: torch.Tensor = outputs.last_hidden_state
+    own: Any = getattr(outputs, "pooler_output", None)
+    if pooling is None:
+        return own
+    is_sequence = hidden_states.dim() == 3
+    available = ["cls"] * is_sequence + ["eos"] * (is_sequence and eos_token_id is not None)
+    available += ["mean"] + ["pooler"] * (own is not None)
+    if pooling not in available:
         raise ValueError(
-            f"input_ids row {row} holds ids outside 0..{config.vocab_size - 1}: {input_ids[row].tolist()}. "
-            "Use the tokenizer that was saved with this model."
+            f"The pooling {pooling!r} is asked of a tower whose output has {', '.join(available)}. Name one of them "
+            f"in {'text_pooling' if input_ids is not None else 'vision_pooling'}."
         )
-    without_eos = ~torch.eq(input_ids, config.eos_token_id).any(dim=1)  # type: ignore[arg-type]
-    if without_eos.any():
-        row = int(without_eos.nonzero()[0])
-        raise ValueError(
-            f"input_ids row {row} has no EOS (id {config.eos_token_id}), at which texts are pooled: "
-            f"{input_ids[row].tolist()}. Tokenize with special tokens, and let the tokenizer truncate."
-        )
+    if pooling == "pooler":
+        return own.flatten(1)
+    if pooling == "cls":
+        return hidden_states[:, 0]
+    if pooling == "eos":
+        first = torch.eq(input_ids, eos_token_id).int().argmax(dim=1)  # type: ignore[arg-type]
+        return hidden_states[torch.arange(len(first), device=first.device), first]
+    if not is_sequence:
+        return hidden_states.flatten(2).mean(dim=2)
+    if attention_mask is None:
+        return hidden_states.mean(dim=1)
+    weights = attention_mask.to(hidden_states.dtype)[:, :, None]
+    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 class KoEnClipModel(KoEnClipPreTrainedModel):
@@ -320,12 +211,30 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
 
     def __init__(self, config: KoEnClipConfig):
         super().__init__(config)
-        self.text_model = KoEnClipTextModel._from_config(config.text_config)
-        self.vision_model = KoEnClipVisionModel._from_config(config.vision_config)
-        self.visual_projection = _projection(config.vision_config.hidden_size, config.projection_dim)
-        self.text_projection = _projection(config.text_config.hidden_size, config.projection_dim)
+        self.text_model = _build_tower(config.text_config, config.text_pooling)  # type: ignore[arg-type]
+        self.vision_model = _build_tower(config.vision_config, config.vision_pooling)  # type: ignore[arg-type]
+        text_size, image_size = _output_size(config, "text_config"), _output_size(config, "vision_config")
+        self.visual_projection = (
+            _projection(image_size, config.projection_dim) if config.use_visual_projection else nn.Identity()
+        )
+        if not config.use_visual_projection and image_size != config.projection_dim:
+            raise ValueError(
+                f"use_visual_projection is False, but the vision tower's vector has {image_size} numbers and "
+                f"projection_dim is {config.projection_dim}. Make the two equal, or set use_visual_projection=True."
+            )
+        self.text_projection = _projection(text_size, config.projection_dim, config.text_projection_bias)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        if config.loss_type == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.tensor(config.logit_bias_init_value))
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, KoEnClipModel):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if self.config.loss_type == "sigmoid":
+                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
     def get_input_embeddings(self) -> nn.Module:
         """The text tower's token embedding."""
@@ -352,22 +261,30 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        text_lengths: Sequence[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""The text tower's output, `pooler_output` projected into the joint space and not normalised.
 
         Args:
-            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, int64): tokens with EOS in every row.
+            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, int64):
+                Tokens; with a native tower EOS in every row.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
             position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): positions.
+            token_type_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Segments, for towers of transformers that have them.
+            text_lengths (sequence of `int`, *optional*):
+                Tokens of each row, from the host; a native tower then skips padding ([`KoEnClipTextModel`]).
         """
-        outputs = self.text_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **{**kwargs, "return_dict": True},
-        )
-        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "token_type_ids": token_type_ids}
+        if self.config.has_native("text_config"):
+            given["text_lengths"] = text_lengths  # type: ignore[assignment]
+        named = {name: value for name, value in given.items() if value is not None}
+        outputs = self.text_model(input_ids=input_ids, **named, **{**kwargs, "return_dict": True})
+        eos_token_id = self.config.text_config.eos_token_id
+        pooled = pool(outputs, self.config.text_pooling, input_ids, attention_mask, eos_token_id)
+        outputs.pooler_output = self.text_projection(pooled)
         return outputs
 
     @can_return_tuple
@@ -381,12 +298,11 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): normalised pixels.
-            visible_patches (`torch.Tensor` of shape `(batch_size, num_visible)`, *optional*): patches to encode.
+            visible_patches (`torch.Tensor` of shape `(batch_size, num_visible)`, *optional*):
+                Patches to encode, with the native ViT.
         """
-        outputs = self.vision_model(
-            pixel_values=pixel_values, visible_patches=visible_patches, **{**kwargs, "return_dict": True}
-        )
-        outputs.pooler_output = self.visual_projection(outputs.pooler_output)
+        outputs = _vision_outputs(self, pixel_values, visible_patches, **kwargs)
+        outputs.pooler_output = self.visual_projection(pool(outputs, self.config.vision_pooling))
         return outputs
 
     @can_return_tuple
@@ -396,6 +312,9 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        text_lengths: Sequence[int] | None = None,
+        visible_patches: torch.Tensor | None = None,
         groups: torch.Tensor | None = None,
         num_captions: int = 1,
         return_loss: bool | None = None,
@@ -405,20 +324,26 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
 
         Args:
             input_ids (`torch.Tensor` of shape `(text_batch_size, sequence_length)`, int64):
-                Tokens with EOS in every row.
+                Tokens; with a native text tower EOS in every row.
             pixel_values (`torch.Tensor` of shape `(image_batch_size, num_channels, height, width)`):
                 Normalised pixels.
             attention_mask (`torch.Tensor` of shape `(text_batch_size, sequence_length)`, *optional*):
                 1 for tokens, 0 for padding.
             position_ids (`torch.Tensor` of shape `(text_batch_size, sequence_length)`, *optional*):
                 Positions, where they are not 0, 1, 2 and so on.
+            token_type_ids (`torch.Tensor` of shape `(text_batch_size, sequence_length)`, *optional*):
+                Segments, for text towers of transformers that have them.
+            text_lengths (sequence of `int`, *optional*):
+                Tokens of each text, from the host; a native text tower then skips padding ([`KoEnClipTextModel`]).
+            visible_patches (`torch.Tensor` of shape `(image_batch_size, num_visible)`, *optional*):
+                Patches to encode, with the native ViT ([`KoEnClipVisionModel`]).
             groups (`torch.Tensor` of shape `(image_batch_size,)`, int64, *optional*):
                 Pictures of equal number mean the same and are not each other's negatives in the loss.
             num_captions (`int`, *optional*, defaults to 1):
                 Captions of each picture in the loss; text i belongs to picture i modulo the number of pictures.
             return_loss (`bool`, *optional*):
-                Whether to return the contrastive loss. Where a process group runs, every process has to call with the
-                same number of rows.
+                Whether to return the loss of `config.loss_type`. Where a process group runs, every process has to call
+                with the same number of rows.
 
         Raises:
             ValueError: an input is missing or misshapen, or the loss is asked of unequal batches.
@@ -430,9 +355,16 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
                 "get_image_features or get_text_features."
             )
         if return_loss:
+            if len(input_ids) != num_captions * len(pixel_values):
+                raise ValueError(
+                    f"input_ids has {len(input_ids)} rows and pixel_values {len(pixel_values)}; the loss needs "
+                    f"{num_captions} text(s) for each picture, in the same order."
+                )
             self.clamp_logit_scale()
-        vision_outputs = self.get_image_features(pixel_values, **kwargs)
-        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        vision_outputs = self.get_image_features(pixel_values, visible_patches, **kwargs)
+        text_outputs = self.get_text_features(
+            input_ids, attention_mask, position_ids, token_type_ids, text_lengths, **kwargs
+        )
 
         image_embeds = _normalized(vision_outputs.pooler_output)
         text_embeds = _normalized(text_outputs.pooler_output)
@@ -440,9 +372,9 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
         with torch.autocast(image_embeds.device.type, enabled=False):
             logit_scale = self.logit_scale.to(image_embeds.dtype).exp()
             logits_per_text = logit_scale * text_embeds @ image_embeds.T
-            loss = (
-                contrastive_loss(image_embeds, text_embeds, logit_scale, groups, num_captions) if return_loss else None
-            )
+            if self.config.loss_type == "sigmoid":
+                logits_per_text = logits_per_text + self.logit_bias.to(image_embeds.dtype)
+            loss = self._loss(image_embeds, text_embeds, logit_scale, groups, num_captions) if return_loss else None
         return KoEnClipOutput(
             loss=loss,
             logits_per_image=logits_per_text.T,
@@ -452,6 +384,43 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
             text_model_output=text_outputs,
             vision_model_output=vision_outputs,
         )
+
+    def _loss(
+        self,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        logit_scale: torch.Tensor,
+        groups: torch.Tensor | None,
+        num_captions: int,
+    ) -> torch.Tensor:
+        if self.config.loss_type == "sigmoid":
+            logit_bias = self.logit_bias.to(image_embeds.dtype)
+            return sigmoid_loss(image_embeds, text_embeds, logit_scale, logit_bias, groups, num_captions)
+        return contrastive_loss(
+            image_embeds,
+            text_embeds,
+            logit_scale,
+            groups,
+            num_captions,
+            label_smoothing=self.config.label_smoothing,
+            direction_weights=tuple(self.config.direction_weights),  # type: ignore[arg-type]
+        )
+
+
+def _vision_outputs(
+    model: Any, pixel_values: torch.Tensor | None, visible_patches: torch.Tensor | None, **kwargs: Any
+) -> Any:
+    """What the vision tower of a model returns, before pooling where the tower is one of transformers."""
+    vision_config = model.config.vision_config
+    kwargs = {**kwargs, "return_dict": True}
+    if vision_config.model_type == KoEnClipVisionConfig.model_type:
+        return model.vision_model(pixel_values=pixel_values, visible_patches=visible_patches, **kwargs)
+    if visible_patches is not None:
+        raise ValueError(
+            f"visible_patches is given, but {vision_config.model_type} cannot leave patches out; the native ViT can."
+        )
+    check_pixel_values(pixel_values, vision_config.num_channels)
+    return model.vision_model(pixel_values=pixel_values, **kwargs)
 
 
 def _normalized(embeds: torch.Tensor) -> torch.Tensor:
@@ -521,11 +490,59 @@ class KoEnClipVisionModelWithProjection(KoEnClipPreTrainedModel):
         )
 
 
+class KoEnClipForImageClassification(KoEnClipPreTrainedModel):
+    """A vision tower with a linear classifier on its pooled output, the feature that CLIP's probes use.
+
+    Radford et al. 2021, appendix A.3: for the ViT the class token before projection, for the ResNet the attention
+    pool's output. transformers' `CLIPForImageClassification` takes the mean of the patches instead, which contrastive
+    training never looks at.
+    """
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"_projection\.", r"^logit_", r"^decoder\."]
+
+    def __init__(self, config: KoEnClipConfig):
+        super().__init__(config)
+        self.vision_model = _build_tower(config.vision_config, config.vision_pooling)  # type: ignore[arg-type]
+        num_features = _output_size(config, "vision_config")
+        self.classifier = _projection(num_features, config.num_labels, bias=True)  # type: ignore[arg-type]
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        visible_patches: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""Classify pictures.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): normalised pixels.
+            labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
+                Classes, as `config.problem_type` reads them; with them comes the loss.
+            visible_patches (`torch.Tensor` of shape `(batch_size, num_visible)`, *optional*):
+                Patches to encode, with the native ViT.
+
+        Returns:
+            `ImageClassifierOutput`: `logits` of shape `(batch_size, num_labels)`.
+        """
+        outputs = _vision_outputs(self, pixel_values, visible_patches, **kwargs)
+        logits = self.classifier(pool(outputs, self.config.vision_pooling))
+        return ImageClassifierOutput(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=getattr(outputs, "attentions", None),
+        )
+
+
 __all__ = [
+    "KoEnClipForImageClassification",
     "KoEnClipModel",
     "KoEnClipPreTrainedModel",
-    "KoEnClipTextModel",
     "KoEnClipTextModelWithProjection",
-    "KoEnClipVisionModel",
     "KoEnClipVisionModelWithProjection",
 ]

@@ -17,7 +17,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ko_en_clip import KoEnClipConfig, KoEnClipVisionConfig
-from .modeling_ko_en_clip import KoEnClipPreTrainedModel, KoEnClipVisionModel, init
+from .modeling_ko_en_clip_towers import KoEnClipPreTrainedModel, KoEnClipVisionModel, init, random_visible_patches
 
 
 @dataclass
@@ -59,22 +59,6 @@ def unpatchify(patches: torch.Tensor, patch_size: int, height: int, width: int) 
     patches = patches.reshape(batch_size, rows, columns, patch_size, patch_size, -1)
     # (B, rows, columns, p, p, C) -> (B, C, rows, p, columns, p)
     return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch_size, -1, height, width)
-
-
-def random_visible_patches(noise: torch.Tensor, num_visible: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The patches that stay, and the mask of those that do not (He et al. 2022, section 3, "simple implementation").
-
-    Args:
-        noise (`torch.Tensor` of shape `(batch_size, num_patches)`): one random number a patch; the smallest stay.
-        num_visible (`int`): how many stay.
-
-    Returns:
-        numbers of visible patches, int64, `(batch_size, num_visible)`, in rising order; and the mask, in the dtype of
-        `noise`, `(batch_size, num_patches)`: 0 kept, 1 removed.
-    """
-    visible_patches = noise.argsort(dim=1)[:, :num_visible].sort(dim=1).values
-    mask = torch.ones_like(noise).scatter_(1, visible_patches, 0.0)
-    return visible_patches, mask
 
 
 def sine_cosine_positions(grid_height: int, grid_width: int, hidden_size: int) -> torch.Tensor:

@@ -32,13 +32,17 @@ SHIPPED_FILES = (
     "image_processing_ko_en_clip.py",
     "losses_ko_en_clip.py",
     "modeling_ko_en_clip.py",
+    "modeling_ko_en_clip_resnet.py",
+    "modeling_ko_en_clip_towers.py",
     "processing_ko_en_clip.py",
+    "sizes_ko_en_clip.py",
     "tokenization_ko_en_clip.py",
 )
 # A tokenizer is a pair: the slow class, which there is none of, and the fast one.
 AUTO_MAP: dict[str, str | list[str | None]] = {
     "AutoConfig": "configuration_ko_en_clip.KoEnClipConfig",
     "AutoModel": "modeling_ko_en_clip.KoEnClipModel",
+    "AutoModelForImageClassification": "modeling_ko_en_clip.KoEnClipForImageClassification",
     "AutoModelForZeroShotImageClassification": "modeling_ko_en_clip.KoEnClipModel",
     "AutoTokenizer": [None, "tokenization_ko_en_clip.KoEnClipTokenizerFast"],
     "AutoImageProcessor": "image_processing_ko_en_clip.KoEnClipImageProcessor",
@@ -50,7 +54,7 @@ _FILE_PATTERNS = (
     "tokenizer.json",
     "model*.safetensors",
     "model.safetensors.index.json",
-    "*_ko_en_clip.py",
+    "*_ko_en_clip*.py",
 )
 _PACKAGE_FOLDER = Path(__file__).parent.parent
 
