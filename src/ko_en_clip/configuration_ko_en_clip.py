@@ -331,6 +331,21 @@ class KoEnClipConfig(PreTrainedConfig):
         natives = (KoEnClipTextConfig, KoEnClipVisionConfig, KoEnClipResNetConfig)
         return getattr(self, key).model_type in [native.model_type for native in natives]
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the file of a folder or Hub id says; refused without settings of a tower, which would be guessed."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        _check_towers(config_dict, pretrained_model_name_or_path)
+        return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "KoEnClipConfig":
+        """The configuration of a file's content; refused as above, because `AutoConfig` reads the file itself."""
+        _check_towers(config_dict, kwargs.get("name_or_path", "the dictionary"))
+        return super().from_dict(config_dict, **kwargs)
+
     def validate_architecture(self) -> None:
         """Check the rules that single fields cannot: pooling, projection, loss, MAE mask and decoder."""
         self._check_pooling("text", self.text_pooling, TEXT_POOLINGS)
@@ -389,3 +404,12 @@ def _check_heads(part: str, hidden_size: int, num_attention_heads: int) -> None:
         raise ValueError(
             f"{part}: hidden_size ({hidden_size}) is not a multiple of num_attention_heads ({num_attention_heads})."
         )
+
+
+def _check_towers(config_dict: dict[str, Any], origin: Any) -> None:
+    for key in KoEnClipConfig.sub_configs:
+        if not config_dict.get(key):
+            raise ValueError(
+                f"{origin} has no {key} in its config.json, and defaults would be a guess. Add {key} to the file, or "
+                "give the model config=KoEnClipConfig(text_config=..., vision_config=...)."
+            )
