@@ -1,16 +1,18 @@
 """Masked pre-training: patches, masks, positions, loss, and what contrastive training takes over."""
 
+import copy
+import json
 import logging
 import math
+import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import AutoModel, AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTraining
 
 from ko_en_clip import KoEnClipConfig, KoEnClipForPreTraining, KoEnClipModel
 from ko_en_clip.modeling_ko_en_clip_mae import patchify, random_visible_patches, sine_cosine_positions, unpatchify
@@ -31,21 +33,97 @@ def noise(num_pictures: int, num_patches: int = 16, seed: int = 0) -> torch.Tens
     return torch.rand(num_pictures, num_patches, generator=torch.Generator().manual_seed(seed))
 
 
-def transformers_mae(norm_pix_loss: bool) -> ViTMAEForPreTraining:
+def positions_by_hand(height: int, width: int, hidden_size: int) -> np.ndarray:
+    """Entry by entry: sin(x w_i), cos(x w_i), sin(y w_i), cos(y w_i), a quarter each, w_i = 10000^(-2i / (D / 2))."""
+    quarter = hidden_size // 4
+    positions = np.empty((height * width, hidden_size))
+    for y, x, i in np.ndindex(height, width, quarter):
+        frequency = 1 / 10000 ** (2 * i / (hidden_size / 2))
+        for part, angle in ((0, x * frequency), (2, y * frequency)):
+            positions[y * width + x, part * quarter + i] = math.sin(angle)
+            positions[y * width + x, (part + 1) * quarter + i] = math.cos(angle)
+    return positions
+
+
+# Our names in those of transformers' ViTMAE checkpoints, in this order.
+THEIR_NAMES = (
+    (r"vision_model\.embeddings\.class_embedding", "vit.embeddings.cls_token"),
+    (r"vision_model\.embeddings\.position_embedding\.weight", "vit.embeddings.position_embeddings"),
+    (r"vision_model\.embeddings\.patch_embedding", "vit.embeddings.patch_embeddings.projection"),
+    (r"vision_model\.encoder\.layers", "vit.encoder.layer"),
+    (r"vision_model\.post_layernorm", "vit.layernorm"),
+    (r"decoder\.encoder\.layers", "decoder.decoder_layers"),
+    (r"decoder\.(embed|norm)\.", r"decoder.decoder_\1."),
+    (r"decoder\.pixels", "decoder.decoder_pred"),
+    (r"self_attn\.q_proj", "attention.attention.query"),
+    (r"self_attn\.k_proj", "attention.attention.key"),
+    (r"self_attn\.v_proj", "attention.attention.value"),
+    (r"self_attn\.out_proj", "attention.output.dense"),
+    (r"mlp\.fc1", "intermediate.dense"),
+    (r"mlp\.fc2", "output.dense"),
+    (r"layer_norm1", "layernorm_before"),
+    (r"layer_norm2", "layernorm_after"),
+)
+
+
+def their_name(name: str) -> str:
+    for ours, theirs in THEIR_NAMES:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def transformers_mae(model: KoEnClipForPreTraining) -> ViTMAEForPreTraining:
+    """transformers' masked autoencoder with our weights, in float64.
+
+    It has no layer norm before its blocks: ours is hung behind its embeddings. We have no bias of patches: its is 0.
+    """
+    vision, joint = model.config.vision_config, model.config
     config = ViTMAEConfig(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=64,
-        image_size=32,
-        patch_size=8,
-        decoder_hidden_size=32,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=4,
-        decoder_intermediate_size=64,
-        norm_pix_loss=norm_pix_loss,
+        hidden_size=vision.hidden_size,
+        num_hidden_layers=vision.num_hidden_layers,
+        num_attention_heads=vision.num_attention_heads,
+        intermediate_size=vision.intermediate_size,
+        hidden_act=vision.hidden_act,
+        layer_norm_eps=vision.layer_norm_eps,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        mask_ratio=joint.mask_ratio,
+        norm_pix_loss=joint.norm_pix_loss,
+        decoder_hidden_size=joint.decoder_hidden_size,
+        decoder_num_hidden_layers=joint.decoder_num_hidden_layers,
+        decoder_num_attention_heads=joint.decoder_num_attention_heads,
+        decoder_intermediate_size=4 * joint.decoder_hidden_size,
+        attn_implementation="sdpa",  # Its eager attention takes the softmax in float32.
     )
-    return ViTMAEForPreTraining(config)
+    weights = {their_name(name): weight.detach() for name, weight in model.named_parameters()}
+    for name in ("vit.embeddings.cls_token", "decoder.mask_token"):
+        weights[name] = weights[name][None, None]
+    weights["vit.embeddings.position_embeddings"] = weights["vit.embeddings.position_embeddings"][None]
+    weights["vit.embeddings.patch_embeddings.projection.bias"] = torch.zeros(vision.hidden_size)
+    side = vision.image_size // vision.patch_size
+    positions = torch.from_numpy(positions_by_hand(side, side, joint.decoder_hidden_size))
+    weights["decoder.decoder_pos_embed"] = torch.cat([torch.zeros_like(positions[:1]), positions])[None]
+    for name in ("weight", "bias"):
+        del weights[f"vision_model.pre_layrnorm.{name}"]
+    theirs, info = ViTMAEForPreTraining.from_pretrained(
+        None, config=config, state_dict=weights, dtype=torch.float64, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    theirs.vit.embeddings.position_embeddings.requires_grad_()
+    theirs.pre_layrnorm = copy.deepcopy(model.vision_model.pre_layrnorm)
+    theirs.vit.embeddings.register_forward_hook(lambda _, __, found: (theirs.pre_layrnorm(found[0]), *found[1:]))
+    return theirs
+
+
+def gradient_of(weight: torch.Tensor, theirs: ViTMAEForPreTraining) -> torch.Tensor:
+    """Their gradient of the weight with these values: their names differ between versions of transformers."""
+    (twin,) = (
+        other
+        for other in theirs.parameters()
+        if other.numel() == weight.numel() and (other.ravel() == weight.ravel()).all()
+    )
+    assert twin.grad is not None
+    return twin.grad.view_as(weight)
 
 
 # Patches
@@ -72,7 +150,8 @@ def test_patches_hold_rows_then_columns_then_channels() -> None:
 
 def test_patches_are_those_of_transformers() -> None:
     pixels = drawn(2, 3, 32, 32)
-    expected = transformers_mae(norm_pix_loss=False).patchify(pixels)
+    tower = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "decoder_num_hidden_layers": 1}
+    expected = ViTMAEForPreTraining(ViTMAEConfig(image_size=32, patch_size=8, **tower)).patchify(pixels)
     assert_close(patchify(pixels, 8), expected, rtol=0, atol=0)
     # The twin: columns taken for rows.
     assert not torch.equal(patchify(pixels.transpose(2, 3), 8), expected)
@@ -128,22 +207,13 @@ def test_masks_are_drawn_anew_unless_noise_is_given(mae: KoEnClipForPreTraining)
 
 @pytest.mark.parametrize(("height", "width", "hidden_size"), [(4, 4, 32), (2, 5, 16), (3, 1, 8)])
 def test_positions_are_the_formulas(height: int, width: int, hidden_size: int) -> None:
-    """Entry by entry: sin(x w_i), cos(x w_i), sin(y w_i), cos(y w_i), a quarter each, w_i = 10000^(-2i / (D / 2))."""
-    quarter = hidden_size // 4
-    expected = np.empty((height * width, hidden_size))
-    for y in range(height):
-        for x in range(width):
-            for i in range(quarter):
-                frequency = 1 / 10000 ** (2 * i / (hidden_size / 2))
-                for part, angle in ((0, x * frequency), (2, y * frequency)):
-                    expected[y * width + x, part * quarter + i] = math.sin(angle)
-                    expected[y * width + x, (part + 1) * quarter + i] = math.cos(angle)
+    expected = positions_by_hand(height, width, hidden_size)
     found = sine_cosine_positions(height, width, hidden_size)
     assert found.dtype == torch.float32
     # 1e-7: half a step of float32 below 1.
     np.testing.assert_allclose(found.double().numpy(), expected, rtol=0, atol=1e-7)
     # The twin: rows taken for columns.
-    halves = np.concatenate([expected[:, 2 * quarter :], expected[:, : 2 * quarter]], axis=1)
+    halves = np.roll(expected, hidden_size // 2, axis=1)
     assert np.abs(found.numpy() - halves).max() > 0.5
 
 
@@ -173,35 +243,36 @@ def test_loss_by_hand(norm_pix_loss: bool, tiny_config: KoEnClipConfig) -> None:
     assert outputs.loss.item() != pytest.approx(np.mean(errors[:12]), rel=1e-5)
 
 
-class GivenLogits(torch.nn.Module):
-    """Stands in for the decoder of transformers' model."""
-
-    def __init__(self, logits: torch.Tensor):
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, *_: Any, **__: Any) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.logits)
-
-
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
-def test_loss_and_mask_are_those_of_transformers(norm_pix_loss: bool, tiny_config: KoEnClipConfig) -> None:
+def test_loss_logits_mask_and_gradients_are_those_of_transformers(
+    norm_pix_loss: bool, tiny_config: KoEnClipConfig
+) -> None:
+    """In float64, with weights of which none is 0 or 1, and an epsilon of the layer norms that is felt."""
     tiny_config.norm_pix_loss = norm_pix_loss
+    # Their decoder takes the activation of the encoder; ours has its own, the exact GELU.
+    tiny_config.vision_config.hidden_act = "gelu"
+    tiny_config.vision_config.layer_norm_eps = 0.01
+    tiny_config.decoder_num_hidden_layers = 2
     torch.manual_seed(0)
-    model = KoEnClipForPreTraining(tiny_config).eval()
-    pixels, given = 2 + 3 * drawn(3, 3, 32, 32), noise(3)
-    losses = {}
+    model = KoEnClipForPreTraining(tiny_config).double()
     with torch.no_grad():
-        outputs = model(pixels, noise=given)
-        for normed in (True, False):
-            theirs = transformers_mae(normed)
-            theirs.decoder = GivenLogits(outputs.logits)
-            expected = theirs(pixels, noise=given)
-            losses[normed] = expected.loss
-            assert_close(outputs.mask, expected.mask, rtol=0, atol=0)
-    # 1e-6: the same sums in float32, perhaps in another order.
-    assert_close(outputs.loss, losses[norm_pix_loss], rtol=1e-6, atol=0)
-    assert (outputs.loss - losses[not norm_pix_loss]).abs() > 0.1
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    theirs, pixels, given = transformers_mae(model), (2 + 3 * drawn(3, 3, 32, 32)).double(), noise(3)
+    found, expected = model(pixels, noise=given), theirs(pixels, noise=given)
+    found.loss.backward()
+    expected.loss.backward()
+    # 1e-6: our positions are float32, theirs here float64; the rest is float64 on both sides.
+    assert_close(found.logits, expected.logits, rtol=1e-6, atol=1e-6)
+    assert_close(found.loss, expected.loss, rtol=1e-6, atol=0)
+    assert_close(found.mask.double(), expected.mask.double(), rtol=0, atol=0)
+    for weight in model.parameters():
+        assert_close(weight.grad, gradient_of(weight, theirs), rtol=1e-5, atol=1e-8)
+
+    # The twins: the other kind of target, and other noise.
+    model.config.norm_pix_loss = not norm_pix_loss
+    assert (model(pixels, noise=given).loss - expected.loss).abs() > 0.1
+    assert (model(pixels, noise=noise(3, seed=1)).logits - expected.logits).abs().max() > 0.1
 
 
 def test_hidden_pixels_reach_the_loss_and_no_prediction(mae: KoEnClipForPreTraining) -> None:
@@ -220,25 +291,66 @@ def test_hidden_pixels_reach_the_loss_and_no_prediction(mae: KoEnClipForPreTrain
 # Decoder
 
 
-def test_decoder_puts_every_patch_in_its_place(mae: KoEnClipForPreTraining) -> None:
-    """Without blocks a prediction is the patch's own token, or the mask token, plus its position."""
-    decoder = mae.decoder
-    decoder.encoder.layers = torch.nn.ModuleList()
-    encoded, visible = drawn(2, 5, 32), torch.tensor([[0, 5, 6, 15], [1, 2, 3, 12]])
-    positions = sine_cosine_positions(4, 4, 32)
+class DecoderByHand:
+    """The decoder in numpy and float64, picture by picture and head by head, from its weights."""
+
+    def __init__(self, model: KoEnClipForPreTraining):
+        self.weights = {name: weight.double().numpy() for name, weight in model.decoder.state_dict().items()}
+        self.num_blocks = model.config.decoder_num_hidden_layers
+        self.num_heads = model.config.decoder_num_attention_heads
+        self.eps = model.config.vision_config.layer_norm_eps
+
+    def linear(self, name: str, states: np.ndarray) -> np.ndarray:
+        return states @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+
+    def layer_norm(self, name: str, states: np.ndarray) -> np.ndarray:
+        centred = states - states.mean(axis=-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + self.eps)
+        return scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+    def block(self, name: str, states: np.ndarray) -> np.ndarray:
+        normed = self.layer_norm(f"{name}.layer_norm1", states)
+        query, key, value = (
+            np.split(self.linear(f"{name}.self_attn.{part}_proj", normed), self.num_heads, axis=-1) for part in "qkv"
+        )
+        heads = []
+        for q, k, v in zip(query, key, value, strict=True):
+            scores = np.exp(q @ k.T / math.sqrt(q.shape[-1]))
+            heads.append(scores / scores.sum(axis=-1, keepdims=True) @ v)
+        states = states + self.linear(f"{name}.self_attn.out_proj", np.concatenate(heads, axis=-1))
+        inner = self.linear(f"{name}.mlp.fc1", self.layer_norm(f"{name}.layer_norm2", states))
+        inner = inner * (1 + np.vectorize(math.erf)(inner / math.sqrt(2))) / 2
+        return states + self.linear(f"{name}.mlp.fc2", inner)
+
+    def __call__(self, encoded: np.ndarray, visible: list[int], positions: np.ndarray) -> np.ndarray:
+        embedded = self.linear("embed", encoded)
+        patches = np.tile(self.weights["mask_token"], (len(positions), 1))
+        for number, patch in enumerate(visible):
+            patches[patch] = embedded[1 + number]
+        states = np.concatenate([embedded[:1], patches + positions])
+        for number in range(self.num_blocks):
+            states = self.block(f"encoder.layers.{number}", states)
+        return self.linear("pixels", self.layer_norm("norm", states[1:]))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 5), (4, 3)])
+def test_decoder_on_a_picture_that_is_not_square_is_that_of_numpy(
+    rows: int, columns: int, mae: KoEnClipForPreTraining
+) -> None:
+    by_hand, num_patches = DecoderByHand(mae), rows * columns
+    pixels, given = drawn(2, 3, 8 * rows, 8 * columns), noise(2, num_patches)
+    visible, _ = random_visible_patches(given, round(num_patches / 4))
     with torch.no_grad():
-        torch.nn.init.normal_(decoder.mask_token)
-        found = decoder(encoded, visible, (4, 4))
-        for picture in range(2):
-            numbers = visible[picture].tolist()
-            for patch in range(16):
-                token = decoder.mask_token
-                if patch in numbers:
-                    token = decoder.embed(encoded[picture, 1 + numbers.index(patch)])
-                expected = decoder.pixels(decoder.norm(token + positions[patch]))
-                # 1e-6: the same operations, one row at a time.
-                assert_close(found[picture, patch], expected, rtol=1e-5, atol=1e-6)
-    assert (found[0] - found[1]).abs().max() > 1e-2
+        encoded = mae.vision_model.post_layernorm(mae.vision_model(pixels, visible).last_hidden_state)
+        found = mae(pixels, noise=given).logits
+    for picture in range(2):
+        states, numbers = encoded[picture].double().numpy(), visible[picture].tolist()
+        expected = by_hand(states, numbers, positions_by_hand(rows, columns, 32))
+        # 1e-5: float32 against float64 at values near 1.
+        np.testing.assert_allclose(found[picture].double().numpy(), expected, rtol=1e-5, atol=1e-5)
+        # The twin: rows taken for columns.
+        turned = by_hand(states, numbers, positions_by_hand(columns, rows, 32))
+        assert np.abs(found[picture].numpy() - turned).max() > 1e-2
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 32), (48, 48)])
@@ -340,12 +452,64 @@ def test_joint_model_takes_over_the_vision_tower(
     assert of_one.std().item() == pytest.approx(0.02, rel=0.033)
     assert one.logit_scale.item() == pytest.approx(2.6592, abs=1e-6)
     assert one.text_model.encoder.layers[0].self_attn.q_proj.weight.std().item() == pytest.approx(32**-0.5, rel=0.12)
-    # What is new is said: in the loading info and in the log.
-    vision = {f"vision_model.{name}" for name in mae.vision_model.state_dict()}
-    assert set(info["missing_keys"]) == set(one.state_dict()) - vision
+    # What is new is said, in the loading info and in what the user sees, and nothing else is said to be new.
+    new = set(one.state_dict()) - {f"vision_model.{name}" for name in mae.vision_model.state_dict()}
+    assert info["missing_keys"] == new
     assert set(info["unexpected_keys"]) == {f"decoder.{name}" for name in mae.decoder.state_dict()}
-    assert "text_projection.weight" in caplog.text
-    assert "MISSING" in caplog.text
+    assert reported_as_missing(caplog.messages[0]) == new
+
+
+def reported_as_missing(report: str) -> set[str]:
+    """Weights that a report of transformers calls missing; it writes `layers.{0, 1}.` for layers 0 and 1."""
+    names = set()
+    for line in re.sub(r"\x1b\[\d*m", "", report).splitlines():
+        if found := re.match(r"(\S+?)(?:\{([\d, ]+)\}(\S+))? +\| MISSING", line):
+            start, numbers, end = found.groups()
+            names |= {f"{start}{number}{end}" for number in numbers.split(", ")} if numbers else {start}
+    return names
+
+
+def without_text_config(fields: dict[str, Any]) -> dict[str, Any]:
+    del fields["text_config"]
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (without_text_config, "text_config"),
+        (lambda fields: fields | {"text_config": None}, "text_config"),
+        (lambda fields: fields | {"text_config": {}}, "text_config"),
+        (lambda fields: fields | {"vision_config": {}}, "vision_config"),
+        # A bare configuration of the tower, under either name of a model.
+        (lambda fields: fields["vision_config"] | {"architectures": ["KoEnClipForPreTraining"]}, "text_config"),
+        (lambda fields: fields["vision_config"] | {"model_type": "ko_en_clip"}, "text_config"),
+    ],
+    ids=["absent", "none", "empty", "no-vision", "bare-vision", "bare-vision-renamed"],
+)
+def test_towers_without_settings_are_refused_instead_of_guessed(
+    changed: Any, named: str, mae: KoEnClipForPreTraining, tmp_path: Path
+) -> None:
+    mae.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    fields = changed(json.loads(file.read_text(encoding="utf-8")))
+    file.write_text(json.dumps(fields), encoding="utf-8")
+    refusal = rf"{re.escape(str(tmp_path))} has no {named} in its config.json.*config=KoEnClipConfig\(text_config="
+    with pytest.raises(ValueError, match=refusal):
+        KoEnClipModel.from_pretrained(tmp_path)
+    if fields["model_type"] == "ko_en_clip":
+        with pytest.raises(ValueError, match=refusal):
+            AutoModel.from_pretrained(tmp_path)
+    # The remedy that the message names.
+    model = KoEnClipModel.from_pretrained(tmp_path, config=mae.config)
+    assert_close(dict(model.vision_model.state_dict()), dict(mae.vision_model.state_dict()), rtol=0, atol=0)
+    assert model.text_model.embeddings.token_embedding.num_embeddings == mae.config.text_config.vocab_size
+
+
+def test_a_configuration_of_defaults_still_travels(tmp_path: Path) -> None:
+    """The twin of the refusals: settings equal to the defaults are written, and read as they were."""
+    KoEnClipConfig().save_pretrained(tmp_path)
+    assert KoEnClipConfig.from_pretrained(tmp_path).to_dict() == KoEnClipConfig().to_dict()
 
 
 # Bad inputs

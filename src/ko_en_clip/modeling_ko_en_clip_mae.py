@@ -4,9 +4,14 @@ Implements He et al. 2022: random masking, an encoder that sees visible patches 
 sine-cosine positions, and the mean squared error of masked patches. The encoder is the very tower that
 `KoEnClipModel.from_pretrained(mae_folder)` takes over. Shipped with pre-training checkpoints only.
 
-KELIP warms up its image tower with an MAE too (Kim et al. 2022), but its released class differs: learned positions,
-the CLIP projection before the decoder, a causal mask in the decoder and a tanh on its output. None of that
-is built here.
+KELIP warms up its image tower with an MAE too (Kim et al. 2022), but the `MAE` class of its released code is another
+model, which is not built here:
+
+- Encoder: the class token gets its position and is then dropped, so that visible patches alone are encoded. The first
+  layer norm (`ln_pre`) comes after masking, as here. The output passes the last layer norm (`ln_post`) and the
+  projection into the joint space, so that the decoder is as wide as an embedding.
+- Decoder: learned positions, one learned mask embedding, blocks under CLIP's causal mask, in which a patch sees only
+  those before it, a layer norm, and a linear head to pixels with a tanh on its output.
 """
 
 from dataclasses import dataclass
@@ -96,6 +101,7 @@ class KoEnClipMaeDecoder(nn.Module):
             num_hidden_layers=config.decoder_num_hidden_layers,
             num_attention_heads=config.decoder_num_attention_heads,
             hidden_act="gelu",
+            layer_norm_eps=vision_config.layer_norm_eps,
             image_size=vision_config.image_size,
             patch_size=vision_config.patch_size,
         )
