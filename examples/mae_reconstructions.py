@@ -1,5 +1,7 @@
 """Train a small masked autoencoder on a folder of pictures, or take a trained one, and draw what it reconstructs.
 
+1,200 steps take 3 to 4 CPU-minutes; on 74 photos they show coarse colours and the layout of pictures not trained on.
+
 python examples/mae_reconstructions.py photos reconstructions.png
 python examples/mae_reconstructions.py photos reconstructions.png --model runs/demo/pretrain
 """
@@ -56,7 +58,7 @@ def train(pictures: list[torch.Tensor], processor: KoEnClipImageProcessor, steps
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures", type=Path, help="folder of .jpg and .png files")
-    parser.add_argument("output", type=Path, help="picture to write")
+    parser.add_argument("output", type=Path, help="file to write")
     parser.add_argument("--model", help="folder that `ko-en-clip pretrain` wrote; default: train one here")
     parser.add_argument("--steps", type=int, default=1200)
     arguments = parser.parse_args()

@@ -115,9 +115,10 @@ def example(*arguments: object) -> str:
 def test_the_example_trains_and_draws_real_photos(shared_data: Path, tmp_path: Path) -> None:
     for photo in sorted((shared_data / "photos").glob("*.jpg"))[:15]:
         (tmp_path / photo.name).symlink_to(photo)
-    log = example(tmp_path, tmp_path / "sheet.png", "--steps", 12)
+    log = example(tmp_path, tmp_path / "sheet.png", "--steps", 40)
     losses = [float(found) for found in re.findall(r"loss=([\d.]+)", log)]
-    assert losses[-1] < losses[0]
+    # Means of five batches: those of single ones differ by as much as is learned.
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     with Image.open(tmp_path / "sheet.png") as sheet:
         # Two of fifteen photos, the first and the fourteenth, in four columns.
         assert sheet.size == (4 * 256 + 3 * GAP, TITLE + 2 * 256 + GAP)
