@@ -16,6 +16,7 @@ from ko_en_clip import KoEnClipProcessor
 from ko_en_clip.data.augmentation import AugmentationSettings, augment, random_view
 from ko_en_clip.data.loading import (
     Collator,
+    Example,
     LoadingSettings,
     StepSampler,
     Ticket,
@@ -240,7 +241,7 @@ def test_global_random_state_stays_untouched(num_workers: int, tiny_processor: K
 def test_batch_is_what_the_processor_makes(tiny_processor: KoEnClipProcessor) -> None:
     pairs = pairs_of(4, captions={"en": "en"})
     [batch] = batches(tiny_processor, pairs, augmentation=PLAIN, num_steps=1)
-    assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "groups", "skipped"}
+    assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "text_lengths", "groups", "skipped"}
     [tickets] = steps(num_rows=4, global_batch_size=4, num_steps=1, seed=3)
     rows = [ticket.row for ticket in tickets]
     expected = tiny_processor(
@@ -611,3 +612,14 @@ def test_collator_draws_from_the_first_example(tiny_processor: KoEnClipProcessor
     assert_close(one["pixel_values"], same["pixel_values"], rtol=0, atol=0)
     redrawn = collate([examples[0]._replace(draw=examples[0].draw + 1), *examples[1:]])
     assert not torch.equal(redrawn["pixel_values"], one["pixel_values"])
+
+
+def test_batch_says_how_many_tokens_each_text_has(tiny_processor):
+    texts = ["a dog", "눈 덮인 산과 호수", "고양이"]
+    example = {"pixels": torch.zeros(4, 32, 32, dtype=torch.uint8), "group": 1, "draw": 1, "skipped": ()}
+    collate = Collator(tiny_processor, EVERYTHING, with_text=True)
+    batch = collate([Example(captions=[text], **example) for text in texts])
+    expected = [len(tiny_processor.tokenizer(text)["input_ids"]) for text in texts]
+    assert batch["text_lengths"] == expected
+    assert len(set(expected)) > 1
+    assert [row.index(tiny_processor.tokenizer.eos_token_id) + 1 for row in batch["input_ids"].tolist()] == expected

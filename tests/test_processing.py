@@ -17,6 +17,7 @@ from ko_en_clip import (
     KoEnClipProcessor,
     KoEnClipTokenizerFast,
 )
+from ko_en_clip.tokenization_ko_en_clip import check_input_ids
 
 TEXTS = ["눈 덮인 산과 호수", "a dog"]
 
@@ -107,3 +108,21 @@ def test_zero_shot_pipeline_gives_the_models_probabilities(
     assert_close(torch.tensor([scores[label] for label in labels]), expected, rtol=0, atol=1e-5)
     # The twin: the model tells the labels apart.
     assert expected.max() - expected.min() > 1e-3
+
+
+def test_text_without_eos_is_refused_with_its_row(tiny_processor: KoEnClipProcessor) -> None:
+    tiny_processor(text=TEXTS)
+    eos = tiny_processor.tokenizer.eos_token_id
+    with pytest.raises(ValueError, match=rf"input_ids row 0 has no EOS \(id {eos}\).*special tokens"):
+        tiny_processor(text=TEXTS, add_special_tokens=False)
+    with pytest.raises(ValueError, match="row 0 has no EOS"):
+        tiny_processor(text=TEXTS[0], add_special_tokens=False, return_tensors="pt")
+
+
+@pytest.mark.parametrize(("row", "wrong"), [(1, -1), (0, 10**6)])
+def test_foreign_ids_are_refused_with_their_row(row: int, wrong: int, tiny_tokenizer: KoEnClipTokenizerFast) -> None:
+    rows = tiny_tokenizer(TEXTS)["input_ids"]
+    check_input_ids(rows, tiny_tokenizer)
+    rows[row][1] = wrong
+    with pytest.raises(ValueError, match=rf"input_ids row {row} holds ids outside 0\.\.{len(tiny_tokenizer) - 1}"):
+        check_input_ids(rows, tiny_tokenizer)

@@ -1,12 +1,15 @@
 """Image processor and tokenizer as one callable.
 
-The front door of every model here. Shipped beside the weights: imports from transformers only.
+The front door of every model here. Shipped beside the weights: imports from transformers and siblings only.
 """
 
 from typing import Any
 
 from transformers import ProcessorMixin
-from transformers.processing_utils import ProcessingKwargs
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessingKwargs, Unpack
+
+from .tokenization_ko_en_clip import check_input_ids
 
 
 class KoEnClipProcessorKwargs(ProcessingKwargs, total=False):
@@ -30,3 +33,20 @@ class KoEnClipProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any):
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(
+        self, images: Any = None, text: Any = None, **kwargs: Unpack[KoEnClipProcessorKwargs]
+    ) -> BatchFeature:
+        """Pixels, tokens or both.
+
+        Raises:
+            ValueError: neither is given, or a text comes out without EOS, as with `add_special_tokens=False`.
+        """
+        batch = super().__call__(images=images, text=text, **kwargs)
+        if text is not None:
+            input_ids = batch["input_ids"]
+            rows = input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids
+            check_input_ids(
+                [rows] if isinstance(text, str) and not isinstance(rows[0], list) else rows, self.tokenizer
+            )
+        return batch

@@ -3,6 +3,7 @@
 `tokenizer_training.py` writes that file. Shipped beside the weights: imports from transformers only.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import TokenizersBackend
@@ -28,3 +29,24 @@ class KoEnClipTokenizerFast(TokenizersBackend):
         self.backend_tokenizer.enable_truncation(self.model_max_length)
         self.backend_tokenizer.enable_padding(pad_id=self.pad_token_id, pad_token=self.pad_token)
         return super().save_pretrained(*args, **kwargs)
+
+
+def check_input_ids(input_ids: Sequence[Sequence[int]], tokenizer: TokenizersBackend) -> None:
+    """Check tokens on the host, where the look is free; models do not look at values on a GPU.
+
+    Args:
+        input_ids: one row of ids a text.
+        tokenizer: what made them; one without EOS, as BERT's, only has its ids checked.
+
+    Raises:
+        ValueError: a row has no EOS, at which texts are pooled, or an id that is not the tokenizer's.
+    """
+    eos_token_id, num_ids = tokenizer.eos_token_id, len(tokenizer)
+    for number, row in enumerate(input_ids):
+        if eos_token_id is not None and eos_token_id not in row:
+            raise ValueError(
+                f"input_ids row {number} has no EOS (id {eos_token_id}), at which texts are pooled: {list(row)}. "
+                "Tokenize with special tokens, and let the tokenizer truncate."
+            )
+        if min(row) < 0 or max(row) >= num_ids:
+            raise ValueError(f"input_ids row {number} holds ids outside 0..{num_ids - 1}: {list(row)}.")

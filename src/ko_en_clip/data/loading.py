@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..image_processing_ko_en_clip import KoEnClipImageProcessor
 from ..processing_ko_en_clip import KoEnClipProcessor
+from ..tokenization_ko_en_clip import check_input_ids
 from .augmentation import AugmentationSettings, augment, random_view
 from .pairs import PairSet, UnreadablePictureError
 
@@ -228,7 +229,9 @@ class Collator:
             by_language = zip(*(example.captions for example in examples), strict=True)
             captions = [caption for captions in by_language for caption in captions]
             texts = self.processor.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+            check_input_ids(texts["input_ids"].tolist(), self.processor.tokenizer)
             batch |= {"input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"]}
+            batch["text_lengths"] = texts["attention_mask"].sum(dim=1).tolist()
             batch["groups"] = torch.tensor([example.group for example in examples])
         batch["skipped"] = [entry for example in examples for entry in example.skipped]
         return batch

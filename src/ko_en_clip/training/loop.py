@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -101,7 +102,7 @@ def run_loop(
             rate = learning_rate_at(progress.optimizer_steps, run.num_steps, optimization)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = objective.loss_of(model, {name: value.to(accelerator.device) for name, value in batch.items()})
+            loss = objective.loss_of(model, send_to_device(batch, accelerator.device))
             accelerator.backward(loss)
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), optimization.max_grad_norm)
             optimizer.step()
