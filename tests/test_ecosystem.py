@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ko_en_clip import (
     KoEnClipVisionModelWithProjection,
 )
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 TEXTS = ["눈 덮인 산과 호수", "a dog running on the grass", "고양이를 찍은 사진", "two people drinking coffee ☕"]
 LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
@@ -461,3 +463,22 @@ def test_trainer_fine_tunes_adapters(
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     for name, weight in adapted.unload().named_parameters():
         assert torch.equal(weight.cpu(), base[name]), name
+
+
+# The example pins memory, as Trainer does by default, for a GPU that may not be there.
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
+def test_the_lora_example_writes_an_adapter_and_the_merged_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = tmp_path / "tuned"
+    monkeypatch.setattr("sys.argv", ["finetune_with_lora.py", str(folder), str(tuned), "--steps", "2"])
+    runpy.run_path(str(EXAMPLES / "finetune_with_lora.py"), run_name="__main__")
+    merged, processor = KoEnClipModel.from_pretrained(tuned / "merged"), KoEnClipProcessor.from_pretrained(folder)
+    base = KoEnClipModel.from_pretrained(folder)
+    batch = inputs(processor)
+    plain = logits(base, batch)
+    # 1e-5: as above.
+    adapted = PeftModel.from_pretrained(base, tuned / "adapter")
+    assert_close(logits(merged, batch), logits(adapted, batch), rtol=1e-5, atol=1e-5)
+    assert (logits(merged, batch) - plain).abs().max() > 1e-4
+    assert KoEnClipProcessor.from_pretrained(tuned / "merged").tokenizer(TEXTS[0]) == processor.tokenizer(TEXTS[0])

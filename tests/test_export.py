@@ -1,5 +1,7 @@
 """The towers compiled, exported and as ONNX, at sizes that were not traced, held against the plain model."""
 
+import copy
+import runpy
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from transformers import CLIPTextModel
 from ko_en_clip import (
     KoEnClipConfig,
     KoEnClipModel,
+    KoEnClipProcessor,
     KoEnClipTextModel,
     KoEnClipTextModelWithProjection,
     KoEnClipTokenizerFast,
@@ -23,16 +26,16 @@ from ko_en_clip import (
     KoEnClipVisionModelWithProjection,
 )
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 TEXTS = ["눈 덮인 산과 호수", "a dog", "ㅋㅋㅋ 너무 귀엽다 😂", "a photo of a cat, taken at night", "고양이", "☕"]
 TEXT_TOWERS = (KoEnClipTextModel, KoEnClipTextModelWithProjection)
 
 
-def quiet_exporter(test: Any) -> Any:
-    """Without two warnings of torch's ONNX exporter: of a pytree class of its own that it has deprecated, and that ids
-    and mask share their axes."""
-    for warning in (r"`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning", "# The axis name:UserWarning"):
-        test = pytest.mark.filterwarnings(f"ignore:{warning}")(test)
-    return test
+# torch's ONNX exporter warns of a pytree class of its own that it has deprecated, and that ids and mask share axes.
+quiet_exporter = pytest.mark.filterwarnings(
+    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",
+    "ignore:# The axis name:UserWarning",
+)
 
 
 @pytest.fixture
@@ -53,6 +56,8 @@ def nothing_compiled_before() -> Iterator[None]:
 
 def made(model_class: Any, config: KoEnClipConfig, **kwargs: Any) -> Any:
     """A model with every weight moved off its initial value: gains of 1 and biases of 0 hide mistakes."""
+    # transformers notes the attention in the configuration that it is given.
+    config = copy.deepcopy(config)
     tower = config.text_config if model_class in TEXT_TOWERS else config.vision_config
     torch.manual_seed(0)
     model = model_class._from_config(config if model_class is KoEnClipModel else tower, **kwargs).eval()
@@ -192,7 +197,9 @@ def test_loss_and_its_gradient_compile_whole(
     assert (found["loss"] - expected["loss"]).abs() > 1e-2
 
 
+# torch warns of its own old API where its compiler is imported.
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_inductor_gives_the_same(tiny_config: KoEnClipConfig, tiny_tokenizer: KoEnClipTokenizerFast) -> None:
     model = made(KoEnClipModel, tiny_config)
     fast = torch.compile(model, fullgraph=True, dynamic=True)
@@ -371,17 +378,49 @@ def test_vision_tower_runs_in_onnxruntime_at_all_batches(
         session.run(None, {"pixel_values": np.zeros((1, 3, 16, 16), np.float32)})
 
 
+@quiet_exporter
+def test_the_example_exports_both_towers(
+    tiny_config: KoEnClipConfig, tiny_processor: KoEnClipProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(KoEnClipModel, tiny_config)
+    for part in (model, tiny_processor):
+        part.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("sys.argv", ["export_onnx.py", str(tmp_path / "model"), str(tmp_path / "onnx")])
+    runpy.run_path(str(EXAMPLES / "export_onnx.py"), run_name="__main__")
+    batch = {**tokens(tiny_processor.tokenizer, 3, 31), **pixels(5)}
+    feeds = {name: tensor.numpy() for name, tensor in batch.items()}
+    text, vision = (onnxruntime.InferenceSession(tmp_path / "onnx" / f"{name}.onnx") for name in ("text", "vision"))
+    found = (
+        vision.run(["image_embeds"], {"pixel_values": feeds.pop("pixel_values")})[0],
+        text.run(["text_embeds"], feeds)[0],
+    )
+    with torch.no_grad():
+        outputs = model(**batch)
+    expected = (outputs.vision_model_output.pooler_output, outputs.text_model_output.pooler_output)
+    # 1e-4: as above.
+    assert_close([torch.from_numpy(array) for array in found], list(expected), rtol=1e-4, atol=1e-4)
+    assert all((tensor[0] - tensor[1]).abs().max() > 1e-2 for tensor in expected)
+
+
 # Attention back-ends beyond eager and sdpa, which test_modeling.py compares
 
 
-# torch warns of its own old API where it compiles flexible attention.
+# The same; torch's compiler trips over torch's own functions; transformers compiles the mask by an option that torch
+# is about to drop.
+flex_warnings = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script:DeprecationWarning",
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    "ignore:_compile flag on create_block_mask:DeprecationWarning",
+)
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
+@flex_warnings
 def test_flex_attention_gives_the_same(tiny_config: KoEnClipConfig, tiny_tokenizer: KoEnClipTokenizerFast) -> None:
     flex = made(KoEnClipModel, tiny_config, attn_implementation="flex_attention")
     eager = made(KoEnClipModel, tiny_config, attn_implementation="eager")
-    assert flex.text_model.config._attn_implementation == flex.vision_model.config._attn_implementation
+    for tower in (flex.text_model, flex.vision_model):
+        assert tower.config._attn_implementation == "flex_attention"
     for num, length in ((3, 30), (4, 41)):
         batch = {**tokens(tiny_tokenizer, num, length), **pixels(num)}
         with torch.no_grad():
@@ -393,7 +432,7 @@ def test_flex_attention_gives_the_same(tiny_config: KoEnClipConfig, tiny_tokeniz
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
+@flex_warnings
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention", "flash_attention_2"])
 def test_attention_of_the_gpu_gives_the_same(
     attention: str, tiny_config: KoEnClipConfig, tiny_tokenizer: KoEnClipTokenizerFast
