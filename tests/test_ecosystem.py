@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from test_publishing import write_tiny_model
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments, pipeline
 
@@ -28,6 +32,7 @@ from ko_en_clip import (
     KoEnClipVisionModel,
     KoEnClipVisionModelWithProjection,
 )
+from ko_en_clip.publishing.bundle import write_bundle
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TEXTS = ["눈 덮인 산과 호수", "a dog running on the grass", "고양이를 찍은 사진", "two people drinking coffee ☕"]
@@ -70,6 +75,13 @@ def parts(batch: dict[str, torch.Tensor]) -> list[tuple[str, dict[str, torch.Ten
 # transformers' features
 
 
+def real(states: Any, batch: dict[str, torch.Tensor]) -> Any:
+    """Hidden states of what is no padding, whose states mean nothing; anything else as it is."""
+    if isinstance(states, tuple):
+        return tuple(real(each, batch) for each in states)
+    return states[batch["attention_mask"].bool()] if "attention_mask" in batch and states.dim() == 3 else states
+
+
 @pytest.mark.parametrize("asked", [{}, {"output_hidden_states": True}, {"return_dict": False}])
 def test_features_come_as_those_of_stock_clip(
     asked: dict[str, bool], tiny_model: KoEnClipModel, tiny_processor: KoEnClipProcessor
@@ -91,7 +103,7 @@ def test_features_come_as_those_of_stock_clip(
         assert ("hidden_states" in found) == ("output_hidden_states" in asked)
         for field, tensor in expected.items():
             # 1e-5: float32 sums of 32 to 64 terms of size 1.
-            assert_close(found[field], tensor, rtol=1e-5, atol=1e-5)
+            assert_close(*(real(each, batch) for each in (found[field], tensor)), rtol=1e-5, atol=1e-5)
         projected = found[1] if isinstance(found, dict) and 1 in found else found["pooler_output"]
         assert projected.shape == (4, config.projection_dim)
         assert (projected[0] - projected[1]).abs().max() > 1e-2
@@ -245,6 +257,28 @@ def test_sentence_transformers_loss_is_ours_at_its_scale_and_trains(folder: Path
     # The learned scale is not in that loss.
     unchanged = [name for name, weight in model.named_parameters() if torch.equal(weight.cpu(), before[name])]
     assert unchanged == ["logit_scale"]
+
+
+def test_sentence_transformer_takes_a_published_folder_without_the_package(tmp_path: Path) -> None:
+    folder, saved = write_tiny_model(tmp_path / "model"), tmp_path / "texts.npy"
+    write_bundle(folder, tmp_path / "bundle")
+    code = f"""
+import sys
+import numpy
+from sentence_transformers import SentenceTransformer
+encoder = SentenceTransformer("bundle", device="cpu", trust_remote_code=True)
+numpy.save({str(saved)!r}, encoder.encode({TEXTS!r}))
+assert "ko_en_clip" not in sys.modules
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    model, processor = KoEnClipModel.from_pretrained(folder), KoEnClipProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        expected = model.get_text_features(**processor(text=TEXTS, return_tensors="pt")).pooler_output
+    # 1e-5: sentence-transformers sorts by length.
+    assert_close(torch.from_numpy(np.load(saved)), expected, rtol=1e-5, atol=1e-5)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
 
 
 # PEFT
