@@ -1,13 +1,13 @@
 # make demo: the whole pipeline on a small real data set; writes runs/demo/report.html
 # make test: lint, types and tests
-# Both make .venv first if it is missing. A second run reuses it; nothing is fetched after the install.
+# Both make .venv first if it is missing. A second run reuses it and fetches nothing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test lint types tests test-slow clean
+.PHONY: demo test lint types tests transformers-tests test-slow clean
 
 $(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,8 +27,21 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy src/ko_en_clip conversion
 
-tests: $(VENV)/installed
+tests: $(VENV)/installed transformers-tests
 	$(BIN)/python -m pytest -n $(JOBS)
+
+transformers-tests: $(VENV)/transformers-tests/tests/__init__.py
+
+# transformers' own common tests, for tests/contract: the source package of the installed version has them, not the wheel.
+$(VENV)/transformers-tests/tests/__init__.py: $(VENV)/installed
+	rm -rf $(VENV)/transformers-tests
+	version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("transformers"))') && \
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--no-binary transformers --dest $(VENV)/transformers-tests "transformers==$$version" && \
+	tar -xzf $(VENV)/transformers-tests/transformers-$$version.tar.gz -C $(VENV)/transformers-tests \
+		--strip-components=1 transformers-$$version/tests
+	rm $(VENV)/transformers-tests/transformers-*.tar.gz
+	touch $@
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

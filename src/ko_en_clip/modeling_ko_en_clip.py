@@ -509,6 +509,14 @@ class KoEnClipForImageClassification(KoEnClipPreTrainedModel):
         self.classifier = _projection(num_features, config.num_labels, bias=True)  # type: ignore[arg-type]
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The vision tower's patch embedding, or its first convolution."""
+        return self.vision_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the vision tower's patch embedding, or its first convolution."""
+        self.vision_model.set_input_embeddings(value)
+
     @can_return_tuple
     def forward(
         self,

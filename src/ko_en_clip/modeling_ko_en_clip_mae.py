@@ -15,6 +15,7 @@ model, which is not built here:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,11 +35,15 @@ class KoEnClipForPreTrainingOutput(ModelOutput):
         logits (`torch.Tensor` of shape `(batch_size, num_patches, patch_size ** 2 * num_channels)`):
             predicted patches, in the layout of [`patchify`].
         mask (`torch.Tensor` of shape `(batch_size, num_patches)`): 0 for visible patches, 1 for masked ones.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): every layer of the encoder, when asked for.
+        attentions (`tuple[torch.Tensor]`, *optional*): every layer's attention in the encoder, when asked for.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -138,6 +143,19 @@ class KoEnClipForPreTraining(KoEnClipPreTrainedModel):
         self.decoder = KoEnClipMaeDecoder(config)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The vision tower's patch embedding."""
+        return self.vision_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the vision tower's patch embedding."""
+        self.vision_model.set_input_embeddings(value)
+
+    def set_attn_implementation(self, *arguments: Any, **named: Any) -> None:
+        """As in every model of transformers; the decoder, which has no configuration in the model's, follows."""
+        super().set_attn_implementation(*arguments, **named)
+        self.decoder.encoder.config._attn_implementation = self.config._attn_implementation
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -175,10 +193,16 @@ class KoEnClipForPreTraining(KoEnClipPreTrainedModel):
         if noise is None:
             noise = torch.rand(pixel_values.shape[0], num_patches, device=pixel_values.device)
         visible_patches, mask = random_visible_patches(noise, num_visible)
-        encoded = self.vision_model(pixel_values, visible_patches, **kwargs).last_hidden_state
+        outputs = self.vision_model(pixel_values, visible_patches, **kwargs)
         # Every visible token passes the last norm, as in He et al.'s encoder; contrastive training uses the class row.
-        logits = self.decoder(self.vision_model.post_layernorm(encoded), visible_patches, grid)
-        return KoEnClipForPreTrainingOutput(loss=self._loss(pixel_values, logits, mask), logits=logits, mask=mask)
+        logits = self.decoder(self.vision_model.post_layernorm(outputs.last_hidden_state), visible_patches, grid)
+        return KoEnClipForPreTrainingOutput(
+            loss=self._loss(pixel_values, logits, mask),
+            logits=logits,
+            mask=mask,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
     def _loss(self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         target = patchify(pixel_values, self.config.vision_config.patch_size).to(
