@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import SiglipConfig, SiglipModel
 
-from ko_en_clip.losses_ko_en_clip import contrastive_loss, gather_with_grad
+from ko_en_clip import losses_ko_en_clip
+from ko_en_clip.losses_ko_en_clip import contrastive_loss, gather_with_grad, sigmoid_loss
 
 
 def embeddings(num: int, dim: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -173,6 +175,214 @@ def test_unequal_batches_are_refused(shape: tuple[int, int]) -> None:
 def test_groups_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"groups has shape .*one number for each of 2 rows"):
         contrastive_loss(torch.eye(2), torch.eye(2), torch.tensor(1.0), torch.zeros(shape, dtype=torch.int64))
+
+
+# Smoothing, weights, several captions and the sigmoid loss, pair by pair
+
+
+def pair_by_pair(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    scale: torch.Tensor,
+    groups: list[int] | None,
+    num_captions: int,
+    smoothing: float,
+    weights: tuple[float, float],
+) -> torch.Tensor:
+    """Cross entropy against a target written out for every pair, in loops; autograd gives the gradient."""
+    num = len(images)
+    owners = [text % num for text in range(len(texts))]
+    meanings = list(range(num)) if groups is None else groups
+
+    def one_direction(row_vectors: list[torch.Tensor], column_vectors: list[torch.Tensor]) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for row, row_vector in enumerate(row_vectors):
+            counted = [
+                column
+                for column in range(len(column_vectors))
+                if column == row or meanings[owners[column]] != meanings[owners[row]]
+            ]
+            logits = [scale * (row_vector * column_vectors[column]).sum() for column in counted]
+            exponentials = sum(logit.exp() for logit in logits)
+            for column, logit in zip(counted, logits, strict=True):
+                target = (1 - smoothing) * (column == row) + smoothing / len(counted)
+                total = total - target * (logit.exp() / exponentials).log()
+        return total / len(row_vectors)
+
+    repeated = [images[owner] for owner in owners]
+    return weights[0] * one_direction(repeated, list(texts)) + weights[1] * one_direction(list(texts), repeated)
+
+
+def sigmoid_pair_by_pair(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    groups: list[int] | None,
+) -> torch.Tensor:
+    num = len(images)
+    total = torch.zeros((), dtype=torch.float64)
+    for image in range(num):
+        for text in range(len(texts)):
+            matches = text % num == image
+            if groups is not None and not matches and groups[text % num] == groups[image]:
+                continue
+            logit = scale * (images[image] * texts[text]).sum() + bias
+            total = total + (1 + (-logit if matches else logit).exp()).log()
+    return total / num
+
+
+def leaves(num_texts: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    scalars = [torch.tensor(value, dtype=torch.float64) for value in (6.0, -2.0)]
+    return [leaf.to(dtype).requires_grad_() for leaf in (embeddings(5, 7, 0), embeddings(num_texts, 7, 1), *scalars)]
+
+
+def value_and_gradients(loss: torch.Tensor, of: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [loss.detach(), *torch.autograd.grad(loss, of)]
+
+
+@pytest.mark.parametrize("block_rows", [None, 2])
+@pytest.mark.parametrize("groups", [None, [1, 2, 1, 3, 1], [4, 4, 4, 4, 4]])
+@pytest.mark.parametrize("num_captions", [1, 2])
+@pytest.mark.parametrize(("smoothing", "weights"), [(0.1, (1.0, 1.0)), (0.3, (0.9, 0.2)), (0.0, (0.0, 1.0))])
+def test_smoothing_weights_and_blocks_are_the_references(
+    smoothing: float, weights: tuple[float, float], num_captions: int, groups: list[int] | None, block_rows: int | None
+) -> None:
+    *vectors, scale, _ = leaves(5 * num_captions)
+    arguments = [*vectors, scale]
+    expected = pair_by_pair(*arguments, groups, num_captions, smoothing, weights)
+    given = None if groups is None else torch.tensor(groups)
+    options = {"label_smoothing": smoothing, "direction_weights": weights, "block_rows": block_rows}
+    found = contrastive_loss(*arguments, given, num_captions, **options)
+    # 1e-12: rounding of a few dozen operations in float64.
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    assert_close(value_and_gradients(found, arguments), value_and_gradients(expected, arguments), **close)
+    # The twin: plain InfoNCE.
+    if groups is None or len(set(groups)) > 1:
+        assert (contrastive_loss(*arguments, given, num_captions) - found).abs() > 1e-3
+
+
+def test_smoothing_without_groups_is_torchs() -> None:
+    images, texts, scale, _ = leaves(5)
+    targets, logits = torch.arange(5), scale * images @ texts.T
+    halves = [torch.nn.functional.cross_entropy(part, targets, label_smoothing=0.1) for part in (logits, logits.T)]
+    found = contrastive_loss(images, texts, scale, label_smoothing=0.1)
+    # 1e-12: float64, sums in another order.
+    assert_close(found, (halves[0] + halves[1]) / 2, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("block_rows", [None, 1, 3])
+@pytest.mark.parametrize("groups", [None, [1, 2, 1, 3, 1], [4, 4, 4, 4, 4]])
+@pytest.mark.parametrize("num_captions", [1, 2])
+def test_sigmoid_loss_is_the_reference(num_captions: int, groups: list[int] | None, block_rows: int | None) -> None:
+    arguments = leaves(5 * num_captions)
+    expected = sigmoid_pair_by_pair(*arguments, groups)
+    given = None if groups is None else torch.tensor(groups)
+    found = sigmoid_loss(*arguments, given, num_captions, block_rows=block_rows)
+    # 1e-12: rounding of a few dozen operations in float64.
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    assert_close(value_and_gradients(found, arguments), value_and_gradients(expected, arguments), **close)
+    # The twin: texts in another order.
+    other = sigmoid_loss(arguments[0], arguments[1].roll(1, 0), *arguments[2:], given, num_captions)
+    assert (other - found).abs() > 1e-2
+
+
+def test_sigmoid_loss_is_siglips() -> None:
+    """transformers' SigLIP on the same embeddings, through its own forward pass."""
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = SiglipConfig(
+        text_config={**tower, "vocab_size": 20, "projection_size": 16, "bos_token_id": 0, "eos_token_id": 1},
+        vision_config={**tower, "image_size": 16, "patch_size": 8},
+    )
+    torch.manual_seed(0)
+    model = SiglipModel(config).eval()
+    with torch.no_grad():
+        model.logit_scale.fill_(1.5)
+        model.logit_bias.fill_(-3.0)
+        batch = {"input_ids": torch.randint(2, 20, (4, 6)), "pixel_values": torch.randn(4, 3, 16, 16)}
+        outputs = model(**batch, return_loss=True)
+        found = sigmoid_loss(
+            outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp().squeeze(), model.logit_bias.squeeze()
+        )
+        # 1e-6: the same sums in float32.
+        assert_close(found, outputs.loss, rtol=1e-6, atol=1e-6)
+        reverse = sigmoid_loss(
+            outputs.image_embeds.flip(0), outputs.text_embeds, model.logit_scale.exp().squeeze(), model.logit_bias[0]
+        )
+    assert (reverse - found).abs() > 1e-3
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_blocks_keep_no_logits(loss: str) -> None:
+    """What autograd keeps: whole, several tensors of local by global; in blocks, none larger than the embeddings."""
+
+    def largest_kept(block_rows: int | None) -> int:
+        kept: list[int] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        images, texts = embeddings(64, 8, 0).requires_grad_(), embeddings(64, 8, 1).requires_grad_()
+        scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            if loss == "softmax":
+                contrastive_loss(images, texts, scale, label_smoothing=0.1, block_rows=block_rows)
+            else:
+                sigmoid_loss(images, texts, scale, -scale, block_rows=block_rows)
+        return max(kept)
+
+    assert largest_kept(None) == 64 * 64
+    assert largest_kept(4) <= 64 * 8
+
+
+def test_blocks_are_taken_when_logits_pass_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    whole = losses_ko_en_clip._cross_entropy_sum
+
+    def counting(logits: torch.Tensor, *arguments: object) -> torch.Tensor:
+        counted.append(len(logits))
+        return whole(logits, *arguments)
+
+    monkeypatch.setattr(losses_ko_en_clip, "_cross_entropy_sum", counting)
+    arguments = (embeddings(6, 4, 0), embeddings(6, 4, 1), torch.tensor(3.0))
+    expected = contrastive_loss(*arguments)
+    assert counted == [6, 6]
+    counted.clear()
+    monkeypatch.setattr(losses_ko_en_clip, "MAX_BLOCK_LOGITS", 25)
+    # 1e-12: float64, the same rows added in two steps.
+    assert_close(contrastive_loss(*arguments), expected, rtol=1e-12, atol=0)
+    assert counted == [4, 2, 4, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"label_smoothing": 0.2, "block_rows": 1}])
+def test_rows_without_negatives_have_no_gradient_and_no_nan(options: dict[str, float]) -> None:
+    images, texts = embeddings(3, 4, 0).requires_grad_(), embeddings(3, 4, 1).requires_grad_()
+    loss = contrastive_loss(images, texts, torch.tensor(100.0), torch.zeros(3, dtype=torch.int64), **options)
+    loss.backward()
+    # 1e-13: log-sum-exp of one number below 100 in float64, less that number.
+    assert abs(loss.item()) < 1e-13
+    assert images.grad.abs().max() < 1e-13
+    assert texts.grad.abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_smoothing_outside_its_range_is_refused(smoothing: float) -> None:
+    with pytest.raises(ValueError, match=rf"label_smoothing is {smoothing}; .*at least 0 and below 1"):
+        contrastive_loss(torch.eye(2), torch.eye(2), torch.tensor(1.0), label_smoothing=smoothing)
+
+
+def test_blocks_without_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="block_rows is 0"):
+        contrastive_loss(torch.eye(2), torch.eye(2), torch.tensor(1.0), block_rows=0)
+
+
+def test_sigmoid_loss_refuses_unequal_batches() -> None:
+    one = torch.tensor(1.0)
+    with pytest.raises(ValueError, match=r"text_embeds \(3, 2\).*needs 1 text"):
+        sigmoid_loss(torch.eye(2), torch.zeros(3, 2), one, one)
+    with pytest.raises(ValueError, match=r"groups has shape \(3,\)"):
+        sigmoid_loss(torch.eye(2), torch.eye(2), one, one, torch.zeros(3))
 
 
 @pytest.mark.parametrize(

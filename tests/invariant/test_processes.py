@@ -11,7 +11,7 @@ import torch
 WORKER = Path(__file__).with_name("worker.py")
 WORLDS = (1, 2, 4)
 WAYS = ("loop", "trainer")
-WAYS_IN_FLOAT64 = (*WAYS, "every_language")
+WAYS_IN_FLOAT64 = (*WAYS, "every_language", "align", "sigmoid", "sigmoid languages")
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +68,10 @@ def test_trainer_and_our_loop_give_the_same_gradient(results, world):
     )
 
 
+@pytest.mark.parametrize(("way", "other"), [("loop", "detached"), ("sigmoid", "detached sigmoid")])
 @pytest.mark.parametrize("world", WORLDS[1:])
-def test_a_detached_gather_has_the_right_loss_and_the_wrong_gradient(results, world):
-    one, detached = results[1]["loop float64"], results[world]["detached float64"]
+def test_a_detached_gather_has_the_right_loss_and_the_wrong_gradient(results, world, way, other):
+    one, detached = results[1][f"{way} float64"], results[world][f"{other} float64"]
     torch.testing.assert_close(detached["loss"], one["loss"], rtol=1e-12, atol=0)
     assert worst_difference(detached["gradients"], one["gradients"]) > 1000
     assert overall_difference(detached["gradients"], one["gradients"]) > 0.1
@@ -84,6 +85,11 @@ def test_the_schedule_counts_optimiser_steps_at_any_number_of_processes(results,
 
 def test_a_schedule_stepped_by_accelerate_would_not(results):
     assert results[2]["accelerate_schedule"] != results[1]["accelerate_schedule"]
+
+
+def test_the_losses_differ(results):
+    losses = {round(results[1][f"{way} float64"]["loss"].item(), 9) for way in WAYS_IN_FLOAT64}
+    assert len(losses) == len(WAYS_IN_FLOAT64) - 1, "the loop and Trainer agree, and nothing else"
 
 
 def test_a_caption_in_every_language_is_another_loss_than_one_in_a_drawn_one(results):

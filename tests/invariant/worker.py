@@ -44,6 +44,8 @@ CAPTIONS = [
     "바다",
     "the open sea",
 ]
+ALIGN: dict[str, object] = {"label_smoothing": 0.1, "direction_weights": [1.0, 1.0]}
+SIGMOID: dict[str, object] = {"loss_type": "sigmoid", "logit_bias_init_value": -1.0}
 # Rows 1 and 6 mean the same: with two or four processes they lie on different ones.
 GROUPS = ["a", "b", "c", "d", "e", "f", "b", "h"]
 
@@ -67,7 +69,7 @@ def processor() -> KoEnClipProcessor:
     return KoEnClipProcessor(image_processor=KoEnClipImageProcessor(size=size, crop_size=size), tokenizer=tokenizer)
 
 
-def model(parts: KoEnClipProcessor, dtype: torch.dtype) -> KoEnClipModel:
+def model(parts: KoEnClipProcessor, dtype: torch.dtype, **fields: object) -> KoEnClipModel:
     tokenizer = parts.tokenizer
     config = KoEnClipConfig(
         text_config={
@@ -89,6 +91,7 @@ def model(parts: KoEnClipProcessor, dtype: torch.dtype) -> KoEnClipModel:
             "patch_size": 8,
         },
         projection_dim=16,
+        **fields,
     )
     torch.manual_seed(0)
     return KoEnClipModel(config).to(dtype)
@@ -121,7 +124,7 @@ def mean_over_processes(loss: torch.Tensor) -> torch.Tensor:
 
 
 def by_our_loop(
-    folder: Path, dtype: torch.dtype, num_steps: int = 1, every_language: bool = False
+    folder: Path, dtype: torch.dtype, num_steps: int = 1, every_language: bool = False, **fields: object
 ) -> dict[str, object]:
     parts = processor()
     settings = StageSettings(
@@ -131,7 +134,7 @@ def by_our_loop(
         optimization=OptimizationSettings(learning_rate=1e-4, warmup_steps=num_steps // 2, max_grad_norm=1e9),
         run=RunSettings(output_dir=str(folder), num_steps=num_steps, log_steps=1),
     )
-    trained = model(parts, dtype)
+    trained = model(parts, dtype, **fields)
     seen: list[torch.Tensor] = []
 
     def loss_of(wrapped: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -207,17 +210,31 @@ def accelerate_schedule() -> list[float]:
     return rates
 
 
+def other_losses(folder: Path) -> dict[str, object]:
+    """ALIGN's loss and the sigmoid one, in blocks of a row or two; the latter also with every language's captions."""
+    whole, losses.MAX_BLOCK_LOGITS = losses.MAX_BLOCK_LOGITS, 2 * NUM_PAIRS
+    results: dict[str, object] = {
+        "align float64": by_our_loop(folder / "align", torch.float64, **ALIGN),
+        "sigmoid float64": by_our_loop(folder / "sigmoid", torch.float64, **SIGMOID),
+        "sigmoid languages float64": by_our_loop(folder / "both", torch.float64, every_language=True, **SIGMOID),
+    }
+    losses.MAX_BLOCK_LOGITS = whole
+    return results
+
+
 def main(folder: Path) -> None:
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     results: dict[str, object] = {}
     for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
         results[f"loop {name}"] = by_our_loop(folder / f"loop-{name}", dtype)
     results["every_language float64"] = by_our_loop(folder / "languages", torch.float64, every_language=True)
+    results.update(other_losses(folder))
     by_our_loop(folder / "schedule", torch.float32, num_steps=5)
     results["accelerate_schedule"] = accelerate_schedule()
     if dist.is_initialized() and dist.get_world_size() > 1:
         original, losses.gather_with_grad = losses.gather_with_grad, detached_gather
         results["detached float64"] = by_our_loop(folder / "detached", torch.float64)
+        results["detached sigmoid float64"] = by_our_loop(folder / "detached2", torch.float64, **SIGMOID)
         losses.gather_with_grad = original
     AcceleratorState._reset_state()
     for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
