@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -318,6 +319,39 @@ def test_a_field_of_the_model_may_come_as_text(settings):
     config = {**CONFIG, "text_config": {**TOWER, "num_hidden_layers": "3", "hidden_act": "gelu"}}
     text_config = starting_point(dataclasses.replace(settings.model, config=config))[0].text_config
     assert (text_config.num_hidden_layers, text_config.hidden_act) == (3, "gelu")
+
+
+def test_a_published_size_takes_the_vocabulary_of_the_tokenizer(settings):
+    named = dataclasses.replace(settings.model, size="chinese_clip_rn50", config={"vision_config": {"image_size": 64}})
+    config, processor = starting_point(named)
+    assert config.text_config.model_type == "bert"
+    assert config.text_config.num_hidden_layers == 3
+    assert config.vision_config.model_type == "ko_en_clip_resnet_model"
+    assert (config.vision_config.image_size, processor.image_processor.crop_size["height"]) == (64, 64)
+    assert config.text_config.vocab_size == len(processor.tokenizer)
+    assert config.text_config.pad_token_id == processor.tokenizer.pad_token_id
+    with pytest.raises(ValueError, match="vision_config has no field 'patch_size'"):
+        starting_point(dataclasses.replace(named, config={"vision_config": {"patch_size": 8}}))
+    with pytest.raises(ValueError, match="no size 'clip_rn51'.*clip_rn50"):
+        starting_point(dataclasses.replace(named, size="clip_rn51"))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_towers_of_transformers_train(settings, attention):
+    towers = {
+        "text_config": {**TOWER, "model_type": "bert"},
+        "vision_config": {"model_type": "align_vision_model", "image_size": 32, "hidden_dim": 32}
+        | {"width_coefficient": 0.1, "depth_coefficient": 0.1},
+        "text_pooling": "cls",
+        "vision_pooling": "pooler",
+        "label_smoothing": 0.1,
+    }
+    model = dataclasses.replace(settings.model, config=towers, attn_implementation=attention)
+    train_contrastive(dataclasses.replace(settings, model=model))
+    trained = KoEnClipModel.from_pretrained(settings.run.output_dir)
+    assert type(trained.text_model).__name__ == "BertModel"
+    assert type(trained.vision_model).__name__ == "AlignVisionModel"
+    assert all(math.isfinite(line["loss"]) for line in read_metrics(Path(settings.run.output_dir)))
 
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(settings, monkeypatch):

@@ -128,6 +128,9 @@ def _tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 def _build_tower(config: PreTrainedConfig, pooling: str | None) -> PreTrainedModel:
     """A tower with fresh weights; without the pooling layer of its own that nothing would train."""
     tower_class = _tower_class(config)
+    if not tower_class._supports_sdpa:
+        # Such as a convolutional network: what the whole model is asked for must not keep it from being built.
+        config._attn_implementation = "eager"
     arguments = inspect.signature(tower_class.__init__).parameters
     own_pooler = {"add_pooling_layer": pooling == "pooler"} if "add_pooling_layer" in arguments else {}
     return tower_class._from_config(config, **own_pooler)

@@ -11,7 +11,7 @@ import yaml
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ..configuration_ko_en_clip import KoEnClipConfig
+from ..configuration_ko_en_clip import KoEnClipConfig, KoEnClipTextConfig
 from ..data.pairs import PairSet
 from ..image_processing_ko_en_clip import KoEnClipImageProcessor
 from ..manifests import hash_folder, write_manifest
@@ -38,23 +38,37 @@ def starting_point(settings: ModelSettings) -> tuple[KoEnClipConfig, KoEnClipPro
             "makes such a folder."
         )
     tokenizer = KoEnClipTokenizerFast.from_pretrained(settings.tokenizer)
-    fields = _known_fields("model.config", settings.config, KoEnClipConfig)
-    for name, config_class in KoEnClipConfig.sub_configs.items():
-        fields[name] = _known_fields(f"model.config.{name}", fields.get(name, {}), config_class)
-    fields["text_config"] = {
-        **fields["text_config"],
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": tokenizer.model_max_length,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    config = KoEnClipConfig(**fields)
+    config = _configured(settings, tokenizer)
     size = config.vision_config.image_size
     image_processor = KoEnClipImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **settings.image_processor
     )
     return config, KoEnClipProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def _configured(settings: ModelSettings, tokenizer: KoEnClipTokenizerFast) -> KoEnClipConfig:
+    """The configuration that `size` and `config` name, with the tokenizer's vocabulary.
+
+    Raises:
+        ValueError: there is no such size, or a field is none of the class it is given for.
+    """
+    start = KoEnClipConfig.from_size(settings.size) if settings.size else None
+    fields = _known_fields("model.config", settings.config, KoEnClipConfig)
+    for name in KoEnClipConfig.sub_configs:
+        given = fields.get(name, {})
+        model_type = given.get("model_type", getattr(start, name).model_type if start else None)
+        known = _known_fields(f"model.config.{name}", given, KoEnClipConfig.tower_config_class(name, model_type))
+        fields[name] = known if model_type is None else {**known, "model_type": model_type}
+    text_config = fields["text_config"]
+    text_config |= {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if text_config.get("model_type") in (None, KoEnClipTextConfig.model_type):
+        text_config["max_position_embeddings"] = tokenizer.model_max_length
+    return KoEnClipConfig.from_size(settings.size, **fields) if settings.size else KoEnClipConfig(**fields)
 
 
 def _known_fields(where: str, values: dict[str, Any], config_class: type) -> dict[str, Any]:
@@ -63,7 +77,7 @@ def _known_fields(where: str, values: dict[str, Any], config_class: type) -> dic
     Raises:
         ValueError: a name that is no field, which transformers' configurations would accept in silence.
     """
-    known = {field.name for field in dataclasses.fields(config_class)}
+    known = {field.name for field in dataclasses.fields(config_class)} | {"model_type"}
     unknown = sorted(set(values) - known)
     if unknown:
         close = difflib.get_close_matches(unknown[0], known, n=1)

@@ -79,8 +79,12 @@ class ModelSettings:
     gives the vision tower, and the rest is new."""
     tokenizer: str | None = None
     """Folder that `train-tokenizer` wrote; with `config`. Vocabulary, length and special ids come from it."""
+    size: str | None = None
+    """A published architecture by name, such as kelip_vit_b32, clip_rn50, chinese_clip_vit_b16 or align_b7_bert_base
+    (`ko_en_clip/sizes_ko_en_clip.py` has all); with `tokenizer`."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of KoEnClipConfig, `text_config` and `vision_config` nested; with `tokenizer`."""
+    """Fields of KoEnClipConfig, `text_config` and `vision_config` nested, or what differs from `size`; with
+    `tokenizer`."""
     image_processor: dict[str, Any] = field(default_factory=dict)
     """Fields of KoEnClipImageProcessor other than its size, which is the vision tower's image_size."""
     attn_implementation: str = "sdpa"
@@ -93,8 +97,10 @@ class ModelSettings:
                 f"model.init is {self.init!r} and model.tokenizer is {self.tokenizer!r}; give one of them: init to "
                 "start from a model, tokenizer (with config) to start afresh."
             )
-        if self.init is not None and (self.config or self.image_processor):
-            raise ValueError("model.config and model.image_processor do not go with model.init, which brings its own.")
+        if self.init is not None and (self.size or self.config or self.image_processor):
+            raise ValueError(
+                "model.size, model.config and model.image_processor do not go with model.init, which brings its own."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
