@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from ko_en_clip import KoEnClipConfig, KoEnClipModel
 from ko_en_clip.__main__ import VERBS
 from ko_en_clip.commands.evaluate import table
 from ko_en_clip.evaluation.metrics import Result
 from ko_en_clip.settings_files import packaged
+from ko_en_clip.sizes_ko_en_clip import SIZES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "model_cards").glob("*.results.json"))
@@ -45,3 +48,22 @@ def test_the_code_of_the_readme_is_the_same_in_both_languages_but_for_comments(n
     english = code((ROOT / "README.md").read_text(encoding="utf-8"))
     assert code((ROOT / name).read_text(encoding="utf-8")) == english
     assert len(english) == 1 and 10 <= english[0].count("\n") <= 16
+
+
+def test_the_code_of_the_models_page_runs():
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "docs/models.md", "exec"), {})
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_models_page_has_the_counts_of_every_size(size):
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    with torch.device("meta"):
+        model = KoEnClipModel(KoEnClipConfig.from_size(size))
+    counts = (
+        sum(weight.numel() for weight in part.parameters()) for part in (model, model.vision_model, model.text_model)
+    )
+    assert f"| `{size}` | {' | '.join(f'{count:,}' for count in counts)} |" in page
