@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from loss_worker import detached_gather
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import Trainer, TrainingArguments
@@ -182,14 +183,6 @@ def by_trainer(folder: Path, dtype: torch.dtype) -> dict[str, object]:
     with captured_gradients(trained) as gradients:
         RecordingTrainer(model=trained, args=arguments, train_dataset=tickets, data_collator=collate).train()
     return {"loss": seen[0], "gradients": gradients}
-
-
-def detached_gather(local: torch.Tensor) -> torch.Tensor:
-    """The usual wrong gather: right values, no gradient but to the own block."""
-    rows = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-    dist.all_gather(rows, local.detach().contiguous())
-    rows[dist.get_rank()] = local
-    return torch.cat(rows)
 
 
 def accelerate_schedule() -> list[float]:
