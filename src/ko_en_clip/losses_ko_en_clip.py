@@ -1,11 +1,10 @@
 """Contrastive losses over the global batch, and the gather across processes that carries gradient.
 
-Used by `modeling_ko_en_clip.py` and by training. The symmetric InfoNCE loss of CLIP (Radford et al. 2021, section 2.3
-and figure 3), with ALIGN's label smoothing (Jia et al. 2021, section 5), and the pairwise sigmoid loss of SigLIP (Zhai
-et al. 2023, section 3). Shipped beside the weights, so that `Trainer` users get the exact loss too: imports torch
-only.
+Used by `modeling_ko_en_clip.py` and by training. Implements the symmetric InfoNCE loss of CLIP (Radford et al. 2021,
+section 2.3 and figure 3) and the pairwise sigmoid loss of SigLIP (Zhai et al. 2023, section 3). Shipped beside the
+weights, so that `Trainer` users get the exact losses too: imports torch only.
 
-Shape suffixes: L rows of this process, B rows of a block of them, G rows of all processes, D embedding dimension.
+Shape suffixes: L rows of this process, B rows of one block of them, G rows of all processes, D embedding dimension.
 """
 
 from collections.abc import Callable
@@ -15,8 +14,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# Logits of one block, 128 MB in float32. Rows beyond it are computed block by block, and again in the backward pass.
-MAX_BLOCK_LOGITS = 2**25
+# One matrix of logits larger than this is made in blocks of rows: 128 MiB in float32.
+MAX_LOGITS = 2**25
 
 
 def contrastive_loss(
@@ -33,9 +32,8 @@ def contrastive_loss(
     """Symmetric InfoNCE of this process's rows against the columns of all processes.
 
     The mean of what the processes return is the loss of the joined batch, and its gradient, averaged over processes as
-    DistributedDataParallel does, is the gradient of the joined batch. Without a process group of two or more, the
-    joined batch is the batch. Memory grows with the rows of this process times the columns of all, and beyond
-    `MAX_BLOCK_LOGITS` of them with the columns only.
+    DistributedDataParallel does, is the gradient of the joined batch. Every process must pass the same number of rows.
+    Without a process group of two or more, the joined batch is the batch.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(L, D)`): L2-normalised image embeddings.
@@ -46,48 +44,54 @@ def contrastive_loss(
             left out of each other's negatives. Without it every other row is a negative.
         num_captions (`int`, *optional*, defaults to 1): captions of each image. Every caption forms a pair of its own,
             and the captions of one image are not each other's negatives.
-        label_smoothing (`float`, *optional*, defaults to 0.0): share of the target that is spread evenly over the
-            columns that count: all but those left out for their group.
-        direction_weights (`tuple[float, float]`, *optional*, defaults to `(0.5, 0.5)`): weights of the mean loss from
-            images to texts and of that from texts to images. ALIGN adds the two: (1, 1).
-        block_rows (`int`, *optional*): rows of a block; by default as many as `MAX_BLOCK_LOGITS` allows.
-
-    Every process must pass the same number of rows.
+        label_smoothing (`float`, *optional*, defaults to 0.0): share of each row's target, in [0, 1), that is spread
+            evenly over the columns that the row's group leaves it: of n columns, the own one has the target
+            `1 - label_smoothing + label_smoothing / n`, each other `label_smoothing / n`, and a column left out none.
+            A row with no negative left has the loss 0.
+        direction_weights (`tuple[float, float]`, *optional*, defaults to `(0.5, 0.5)`): factors of the image-to-text
+            and of the text-to-image loss.
+        block_rows (`int`, *optional*): rows whose logits are held at once; where these are not all, logits are
+            computed anew in the backward pass, and memory grows with `block_rows * G`, not `L * G`. By default as many
+            as `MAX_LOGITS` logits allow. Value and gradient depend on it by rounding only.
 
     Returns:
-        `torch.Tensor`: scalar, in float32 or wider.
+        `torch.Tensor`: scalar, computed in float32 or wider, also under autocast.
 
     Raises:
-        ValueError: the two batches differ in shape, `groups` is not one number a row, `label_smoothing` is outside
-            [0, 1), or `block_rows` is below 1.
+        ValueError: the embeddings are not floating point or differ in shape, `groups` is not one number a row, or
+            `label_smoothing` or `block_rows` is out of its range.
 
     Example:
         Two orthogonal pairs at logit scale 1 have the logits [[1, 0], [0, 1]]; each row's loss is ln(1 + e^-1).
 
-        >>> eye = torch.eye(2)
-        >>> round(contrastive_loss(eye, eye, torch.tensor(1.0)).item(), 4)
+        >>> eye, one = torch.eye(2), torch.tensor(1.0)
+        >>> round(contrastive_loss(eye, eye, one).item(), 4)
         0.3133
+
+        Smoothing adds its share of what the own logit exceeds the mean of the row by: 0.1 * (1 - 1/2).
+
+        >>> round(contrastive_loss(eye, eye, one, label_smoothing=0.1).item(), 4)
+        0.3633
+
+        The sum of both directions, in place of their mean, is twice as much.
+
+        >>> round(contrastive_loss(eye, eye, one, direction_weights=(1.0, 1.0)).item(), 4)
+        0.6265
 
         With equal groups there is no negative left, and the loss is 0.
 
-        >>> contrastive_loss(eye, eye, torch.tensor(1.0), groups=torch.tensor([7, 7])).item()
+        >>> contrastive_loss(eye, eye, one, groups=torch.tensor([7, 7]), label_smoothing=0.1).item()
         0.0
 
-        Smoothed by 0.1, the target of a row is 0.95 and 0.05: ln(1 + e) - 0.95 = 0.3633. ALIGN adds both directions.
-
-        >>> round(contrastive_loss(eye, eye, torch.tensor(1.0), label_smoothing=0.1).item(), 4)
-        0.3633
-        >>> align = {"label_smoothing": 0.1, "direction_weights": (1.0, 1.0)}
-        >>> round(contrastive_loss(eye, eye, torch.tensor(1.0), **align).item(), 4)
-        0.7265
-
     Reference:
-        Radford et al. 2021, figure 3. The rows-by-columns split is described in its section 2.5. Masking rows of equal
-        meaning is not in the paper.
+        Radford et al. 2021, figure 3. The rows-by-columns split is described in its section 2.5. Jia et al. 2021
+        (ALIGN) add the two directions up, equations 1 and 2, and smooth labels by 0.1. Masking rows of equal meaning
+        is not in either paper.
     """
-    _check_embeds(image_embeds, text_embeds, groups, num_captions)
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1.")
+    _check_batch(image_embeds, text_embeds, groups, num_captions, block_rows)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it needs to be 0 (none) or more, and less than 1.")
+    image_embeds, text_embeds = _widened(image_embeds, text_embeds)
     num_local = image_embeds.shape[0]
     if num_captions > 1:
         if groups is None:
@@ -95,24 +99,20 @@ def contrastive_loss(
         image_embeds, groups = image_embeds.repeat(num_captions, 1), groups.repeat(num_captions)
         num_local *= num_captions
 
-    images_GD, texts_GD = gather_with_grad(image_embeds), gather_with_grad(text_embeds)
+    images_GD = gather_with_grad(image_embeds)
+    texts_GD = gather_with_grad(text_embeds)
     groups_G = None if groups is None else gather_with_grad(groups)
-    first_row = _rank() * num_local
-    targets_L = torch.arange(first_row, first_row + num_local, device=image_embeds.device)
+    targets_L = _rank() * num_local + torch.arange(num_local, device=image_embeds.device)
 
-    def one_direction(rows_LD: torch.Tensor, columns_GD: torch.Tensor) -> torch.Tensor:
-        def block(rows_BD: torch.Tensor, scale: torch.Tensor, first: int) -> torch.Tensor:
-            part = slice(first, first + len(rows_BD))
-            same_BG = None
-            if groups is not None and groups_G is not None:
-                same_BG = groups[part, None] == groups_G[None, :]
-                same_BG = same_BG.scatter(1, targets_L[part, None], False)
-            return _cross_entropy_sum(scale * rows_BD @ columns_GD.T, targets_L[part], same_BG, label_smoothing)
+    def loss_of(rows: slice) -> torch.Tensor:
+        targets_B = targets_L[rows]
+        same_BG = None if groups is None or groups_G is None else _same_meaning(groups[rows], groups_G, targets_B)
+        # Two products: the transpose of one would serve only in a process that holds all rows and columns.
+        by_image = _cross_entropy(logit_scale * image_embeds[rows] @ texts_GD.T, targets_B, same_BG, label_smoothing)
+        by_text = _cross_entropy(logit_scale * text_embeds[rows] @ images_GD.T, targets_B, same_BG, label_smoothing)
+        return (direction_weights[0] * by_image + direction_weights[1] * by_text) * (len(targets_B) / num_local)
 
-        return _sum_of_blocks(block, rows_LD, logit_scale, len(columns_GD), block_rows) / num_local
-
-    to_texts, to_images = direction_weights
-    return to_texts * one_direction(image_embeds, texts_GD) + to_images * one_direction(text_embeds, images_GD)
+    return _sum_over_blocks(loss_of, num_local, images_GD, block_rows)
 
 
 def sigmoid_loss(
@@ -125,118 +125,66 @@ def sigmoid_loss(
     *,
     block_rows: int | None = None,
 ) -> torch.Tensor:
-    """Pairwise sigmoid loss of this process's images against the texts of all processes.
+    """Pairwise sigmoid loss of this process's texts with the images of all processes, per image.
 
-    Every pair of an image and a text is judged by itself: whether the two belong together. The losses of all pairs are
-    added up and divided by the number of images. Across processes exact as [`contrastive_loss`] is, each pair counted
-    once, on the process of its image; memory grows alike.
+    Every pair of an image and a text of the joined batch is one yes-or-no question, counted once, in the process of
+    the text. The sum over pairs is divided by the number of images. As in `contrastive_loss`, every process must pass
+    the same number of rows; the mean of what they return is the loss of the joined batch, their mean gradient its own.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(L, D)`): L2-normalised image embeddings.
         text_embeds (`torch.Tensor` of shape `(num_captions * L, D)`): L2-normalised text embeddings; row i belongs to
             image i modulo L.
-        logit_scale (`torch.Tensor`): scalar factor on the cosines; begins at 10.
-        logit_bias (`torch.Tensor`): scalar added to the scaled cosines; begins at -10, since most pairs do not match.
-        groups (`torch.Tensor` of shape `(L,)`, int64, *optional*): images of equal number mean the same; the pairs of
-            one's image with another's text are left out.
-        num_captions (`int`, *optional*, defaults to 1): captions of each image, all of them matching it.
-        block_rows (`int`, *optional*): rows of a block; by default as many as `MAX_BLOCK_LOGITS` allows.
-
-    Every process must pass the same number of rows.
+        logit_scale (`torch.Tensor`): scalar factor on the cosines; the paper learns its logarithm, from ln 10.
+        logit_bias (`torch.Tensor`): scalar added to the scaled cosines; the paper starts it at -10, so that the many
+            negatives weigh little at first.
+        groups (`torch.Tensor` of shape `(L,)`, int64, *optional*): rows of equal number mean the same; pairs of an
+            image and the text of another row of its group are left out, neither positive nor negative.
+        num_captions (`int`, *optional*, defaults to 1): captions of each image. An image is positive with each of its
+            own captions and negative with all others, so the loss is the sum of the losses with one caption each.
+        block_rows (`int`, *optional*): texts whose logits are held at once, as in `contrastive_loss`.
 
     Returns:
-        `torch.Tensor`: scalar, in float32 or wider.
+        `torch.Tensor`: scalar, computed in float32 or wider, also under autocast.
 
     Raises:
-        ValueError: the two batches differ in shape, `groups` is not one number a row, or `block_rows` is below 1.
+        ValueError: as for `contrastive_loss`.
 
     Example:
-        Two orthogonal pairs at scale 1 and bias 0 have the logits [[1, 0], [0, 1]]: two matches at 1, ln(1 + e^-1)
-        each, and two pairs at 0 that do not match, ln 2 each; in all 2.0128 for two images.
+        Two orthogonal pairs at scale 1 and bias 0 have the logits [[1, 0], [0, 1]]: each image has a positive of
+        ln(1 + e^-1) and a negative of ln 2.
 
         >>> eye = torch.eye(2)
         >>> round(sigmoid_loss(eye, eye, torch.tensor(1.0), torch.tensor(0.0)).item(), 4)
         1.0064
 
-        With equal groups only the matches are left.
+        With equal groups only the positives are left.
 
-        >>> round(sigmoid_loss(eye, eye, torch.tensor(1.0), torch.tensor(0.0), torch.tensor([7, 7])).item(), 4)
+        >>> round(sigmoid_loss(eye, eye, torch.tensor(1.0), torch.tensor(0.0), groups=torch.tensor([7, 7])).item(), 4)
         0.3133
 
     Reference:
-        Zhai et al. 2023, section 3 and algorithm 1, where texts travel between processes chunk by chunk; here they
-        are gathered once and rows go block by block. Leaving out pairs of equal meaning is not in the paper.
+        Zhai et al. 2023, section 3.2. Groups and several captions an image are not in the paper.
     """
-    _check_embeds(image_embeds, text_embeds, groups, num_captions)
-    num_local, device = image_embeds.shape[0], image_embeds.device
-    images_L = torch.arange(num_local, device=device) + _rank() * num_local
-    texts_GD, owners_G = gather_with_grad(text_embeds), gather_with_grad(images_L.repeat(num_captions))
-    groups_G = None if groups is None else gather_with_grad(groups.repeat(num_captions))
-
-    def block(rows_BD: torch.Tensor, scale: torch.Tensor, first: int) -> torch.Tensor:
-        part = slice(first, first + len(rows_BD))
-        logits_BG = scale * rows_BD @ texts_GD.T + logit_bias
-        matches_BG = images_L[part, None] == owners_G[None, :]
-        losses_BG = -nn.functional.logsigmoid(torch.where(matches_BG, logits_BG, -logits_BG))
-        if groups is not None and groups_G is not None:
-            losses_BG = losses_BG.masked_fill((groups[part, None] == groups_G[None, :]) & ~matches_BG, 0.0)
-        return losses_BG.sum()
-
-    return _sum_of_blocks(block, image_embeds, logit_scale, len(texts_GD), block_rows) / num_local
-
-
-def _check_embeds(
-    image_embeds: torch.Tensor, text_embeds: torch.Tensor, groups: torch.Tensor | None, num_captions: int
-) -> None:
+    _check_batch(image_embeds, text_embeds, groups, num_captions, block_rows)
+    image_embeds, text_embeds = _widened(image_embeds, text_embeds)
     num_local = image_embeds.shape[0]
-    if text_embeds.shape != (num_captions * num_local, image_embeds.shape[-1]):
-        raise ValueError(
-            f"image_embeds has shape {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)}; the loss "
-            f"needs {num_captions} text(s) for each image, in the same order."
-        )
-    if groups is not None and groups.shape != (num_local,):
-        raise ValueError(f"groups has shape {tuple(groups.shape)}; it needs one number for each of {num_local} rows.")
+    # Texts against gathered images: there are never more images than texts to send.
+    images_GD = gather_with_grad(image_embeds)
+    groups_G = None if groups is None else gather_with_grad(groups)
+    columns_G = torch.arange(len(images_GD), device=images_GD.device)
+    own_L = columns_G[_rank() * num_local :][:num_local].repeat(num_captions)
+    groups_L = None if groups is None else groups.repeat(num_captions)
 
+    def loss_of(rows: slice) -> torch.Tensor:
+        logits_BG = logit_scale * text_embeds[rows] @ images_GD.T + logit_bias
+        is_own_BG = own_L[rows, None] == columns_G
+        losses_BG = -nn.functional.logsigmoid(torch.where(is_own_BG, logits_BG, -logits_BG))
+        if groups_L is not None and groups_G is not None:
+            losses_BG = losses_BG.masked_fill(_same_meaning(groups_L[rows], groups_G, own_L[rows]), 0)
+        return losses_BG.sum() / num_local
 
-def _cross_entropy_sum(
-    logits_BG: torch.Tensor, targets_B: torch.Tensor, left_out_BG: torch.Tensor | None, label_smoothing: float
-) -> torch.Tensor:
-    """Sum over rows of the cross entropy; columns left out count neither as negatives nor for smoothing."""
-    if left_out_BG is not None:
-        logits_BG = logits_BG.masked_fill(left_out_BG, float("-inf"))
-    losses_B = logits_BG.logsumexp(dim=1) - (1 - label_smoothing) * logits_BG.gather(1, targets_B[:, None])[:, 0]
-    if label_smoothing:
-        if left_out_BG is None:
-            mean_B = logits_BG.mean(dim=1)
-        else:
-            mean_B = logits_BG.masked_fill(left_out_BG, 0.0).sum(dim=1) / (~left_out_BG).sum(dim=1)
-        losses_B = losses_B - label_smoothing * mean_B
-    return losses_B.sum()
-
-
-def _sum_of_blocks(
-    block: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
-    rows_LD: torch.Tensor,
-    logit_scale: torch.Tensor,
-    num_columns: int,
-    block_rows: int | None,
-) -> torch.Tensor:
-    """Sum of `block(rows, scale, number of the first row)` over blocks of rows.
-
-    More blocks than one keep nothing for the backward pass but their rows, and are computed again there.
-    """
-    if block_rows is None:
-        block_rows = max(1, MAX_BLOCK_LOGITS // num_columns)
-    if block_rows < 1:
-        raise ValueError(f"block_rows is {block_rows}; a block needs at least one row.")
-    if len(rows_LD) <= block_rows:
-        return block(rows_LD, logit_scale, 0)
-    # Nothing random happens in a block, so that no random state is kept for it.
-    sums = [
-        checkpoint(block, rows_BD, logit_scale, number * block_rows, use_reentrant=False, preserve_rng_state=False)
-        for number, rows_BD in enumerate(rows_LD.split(block_rows))
-    ]
-    return torch.stack(sums).sum()
+    return _sum_over_blocks(loss_of, len(text_embeds), images_GD, block_rows)
 
 
 def gather_with_grad(local: torch.Tensor) -> torch.Tensor:
@@ -268,6 +216,79 @@ class _Gather(torch.autograd.Function):
         total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total.chunk(_world_size())[_rank()]
+
+
+def _check_batch(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    groups: torch.Tensor | None,
+    num_captions: int,
+    block_rows: int | None,
+) -> None:
+    for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
+        if not embeds.is_floating_point():
+            raise ValueError(f"{name} has dtype {embeds.dtype}; the loss needs floating-point embeddings.")
+    if image_embeds.dim() != 2 or text_embeds.shape != (num_captions * len(image_embeds), image_embeds.shape[1]):
+        raise ValueError(
+            f"image_embeds has shape {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)}; the loss "
+            f"needs {num_captions} text(s) for each image, in the same order, all rows of one dimension."
+        )
+    if groups is not None and groups.shape != (len(image_embeds),):
+        raise ValueError(
+            f"groups has shape {tuple(groups.shape)}; it needs one number for each of {len(image_embeds)} rows."
+        )
+    if block_rows is not None and block_rows < 1:
+        raise ValueError(f"block_rows is {block_rows}; it needs to be 1 or more, or None to have it chosen.")
+
+
+def _widened(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in one type, float32 or wider: before the gather, so that gradients are summed in it as well."""
+    dtype = torch.promote_types(torch.promote_types(image_embeds.dtype, text_embeds.dtype), torch.float32)
+    return image_embeds.to(dtype), text_embeds.to(dtype)
+
+
+def _same_meaning(groups_B: torch.Tensor, groups_G: torch.Tensor, own_B: torch.Tensor) -> torch.Tensor:
+    """Mask of shape (B, G): columns of the row's group, but for the row's own."""
+    same_BG = groups_B[:, None] == groups_G
+    same_BG[torch.arange(len(own_B), device=own_B.device), own_B] = False
+    return same_BG
+
+
+def _cross_entropy(
+    logits_BG: torch.Tensor, targets_B: torch.Tensor, same_BG: torch.Tensor | None, label_smoothing: float
+) -> torch.Tensor:
+    """Mean over rows of the cross-entropy over the columns that are not masked."""
+    kept_BG = logits_BG if same_BG is None else logits_BG.masked_fill(same_BG, float("-inf"))
+    loss = nn.functional.cross_entropy(kept_BG, targets_B)
+    if label_smoothing == 0:
+        return loss
+    # A share of the target moved from the own column to all kept ones adds that share of own logit less mean logit.
+    # Written so, no logit of -inf meets a target of 0, as it does in torch's own smoothing.
+    own_B = logits_BG.gather(1, targets_B[:, None]).squeeze(1)
+    if same_BG is None:
+        mean_B = logits_BG.mean(1)
+    else:
+        mean_B = logits_BG.masked_fill(same_BG, 0).sum(1) / same_BG.logical_not().sum(1)
+    return loss + label_smoothing * (own_B - mean_B).mean()
+
+
+def _sum_over_blocks(
+    loss_of: Callable[[slice], torch.Tensor], num_rows: int, columns_GD: torch.Tensor, block_rows: int | None
+) -> torch.Tensor:
+    """Sum of `loss_of` over blocks of rows, out of autocast; several blocks compute their logits anew for backward."""
+
+    def in_full_precision(rows: slice) -> torch.Tensor:
+        with torch.autocast(columns_GD.device.type, enabled=False):
+            return loss_of(rows)
+
+    if block_rows is None:
+        block_rows = max(1, MAX_LOGITS // len(columns_GD))
+    if block_rows >= num_rows:
+        return in_full_precision(slice(0, num_rows))
+    blocks = [slice(first, first + block_rows) for first in range(0, num_rows, block_rows)]
+    # Nothing in a block is random, and every gather is done before: a block may run twice.
+    losses = [checkpoint(in_full_precision, rows, use_reentrant=False, preserve_rng_state=False) for rows in blocks]
+    return torch.stack(losses).sum()
 
 
 def _rank() -> int:

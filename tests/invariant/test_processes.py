@@ -1,4 +1,4 @@
-"""Two and four processes against one on the joined batch: same loss, same gradient, same schedule."""
+"""Several processes against one on the joined batch: same loss, same gradient, same schedule."""
 
 import os
 import subprocess
@@ -8,26 +8,36 @@ from pathlib import Path
 import pytest
 import torch
 
-WORKER = Path(__file__).with_name("worker.py")
 WORLDS = (1, 2, 4)
+LOSS_WORLDS = (1, 2, 3)
 WAYS = ("loop", "trainer")
 WAYS_IN_FLOAT64 = (*WAYS, "every_language", "align", "sigmoid", "sigmoid languages")
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results_of(worker, worlds, tmp_path_factory):
     """What the worker saved, by number of processes."""
     found = {}
-    for world in WORLDS:
+    for world in worlds:
         folder = tmp_path_factory.mktemp(f"world{world}")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        script = str(Path(__file__).with_name(worker))
         done = subprocess.run(
-            [*command, str(WORKER), str(folder)], env=environment, capture_output=True, text=True, timeout=600
+            [*command, script, str(folder)], env=environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr[-6000:]
         found[world] = torch.load(folder / "results.pt", weights_only=True)
     return found
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return results_of("worker.py", WORLDS, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def loss_results(tmp_path_factory):
+    return results_of("loss_worker.py", LOSS_WORLDS, tmp_path_factory)
 
 
 def worst_difference(gradients, reference):
@@ -94,3 +104,19 @@ def test_the_losses_differ(results):
 
 def test_a_caption_in_every_language_is_another_loss_than_one_in_a_drawn_one(results):
     assert results[1]["every_language float64"]["loss"] != results[1]["loop float64"]["loss"]
+
+
+@pytest.mark.parametrize("num_captions", [1, 2])
+@pytest.mark.parametrize("loss", ["contrastive", "sigmoid"])
+@pytest.mark.parametrize("world", LOSS_WORLDS[1:])
+def test_every_loss_in_blocks_is_that_of_the_joined_batch(loss_results, world, loss, num_captions):
+    """With groups across processes, smoothing and weights; the gradient of every parameter, in float64."""
+    one, many = (loss_results[number][f"{loss} gather_with_grad {num_captions}"] for number in (1, world))
+    # 1e-12: rounding of sums in another order.
+    torch.testing.assert_close(many, one, rtol=1e-12, atol=1e-12)
+
+    detached = loss_results[world][f"{loss} detached_gather {num_captions}"]
+    torch.testing.assert_close(detached["loss"], one["loss"], rtol=1e-12, atol=0)
+    # Both losses gather images; scale, bias and the sigmoid loss's texts have the right gradient all the same.
+    image = one["gradients"]["image"]
+    assert (detached["gradients"]["image"] - image).norm() > 0.1 * image.norm()

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from loss_worker import detached_gather
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import Trainer, TrainingArguments
@@ -187,14 +188,6 @@ def by_trainer(folder: Path, dtype: torch.dtype) -> dict[str, object]:
     return {"loss": seen[0], "gradients": gradients}
 
 
-def detached_gather(local: torch.Tensor) -> torch.Tensor:
-    """The usual wrong gather: right values, no gradient but to the own block."""
-    rows = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-    dist.all_gather(rows, local.detach().contiguous())
-    rows[dist.get_rank()] = local
-    return torch.cat(rows)
-
-
 def accelerate_schedule() -> list[float]:
     """Rates under a scheduler that Accelerate steps: the wrong clock."""
     weight = torch.nn.Linear(1, 1)
@@ -212,13 +205,13 @@ def accelerate_schedule() -> list[float]:
 
 def other_losses(folder: Path) -> dict[str, object]:
     """ALIGN's loss and the sigmoid one, in blocks of a row or two; the latter also with every language's captions."""
-    whole, losses.MAX_BLOCK_LOGITS = losses.MAX_BLOCK_LOGITS, 2 * NUM_PAIRS
+    whole, losses.MAX_LOGITS = losses.MAX_LOGITS, 2 * NUM_PAIRS
     results: dict[str, object] = {
         "align float64": by_our_loop(folder / "align", torch.float64, **ALIGN),
         "sigmoid float64": by_our_loop(folder / "sigmoid", torch.float64, **SIGMOID),
         "sigmoid languages float64": by_our_loop(folder / "both", torch.float64, every_language=True, **SIGMOID),
     }
-    losses.MAX_BLOCK_LOGITS = whole
+    losses.MAX_LOGITS = whole
     return results
 
 
