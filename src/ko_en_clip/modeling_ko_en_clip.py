@@ -27,6 +27,7 @@ from .modeling_ko_en_clip_towers import (
     KoEnClipTextModel,
     KoEnClipVisionModel,
     check_pixel_values,
+    check_tokens,
 )
 
 # ln 100: CLIP keeps its logit scale at or below 100 (Radford et al. 2021, section 2.5).
@@ -120,6 +121,11 @@ TOWERS: dict[str, type[PreTrainedModel]] = {
 def _tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     if config.model_type in TOWERS:
         return TOWERS[config.model_type]
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{config.model_type} is an encoder-decoder, which wants a second text; a tower is one encoder (or one "
+            "decoder)."
+        )
     if type(config) not in MODEL_MAPPING:
         raise ValueError(f"transformers' AutoModel has no model for {config.model_type!r}, so it cannot be a tower.")
     return MODEL_MAPPING[type(config)]  # type: ignore[return-value]
@@ -140,23 +146,39 @@ def _output_size(config: KoEnClipConfig, key: str) -> int:
     """Width of a tower's pooled output; a tower of transformers is run without weights, on the meta device, to see.
 
     Raises:
-        ValueError: such a tower has no output of the pooling that the configuration names.
+        ValueError: such a tower has no output of the pooling that the configuration names, or cannot be run so.
     """
-    tower_config = getattr(config, key)
+    tower_config: Any = getattr(config, key)
     if tower_config.model_type == KoEnClipResNetConfig.model_type:
         return tower_config.projection_dim
     if config.has_native(key):
         return tower_config.hidden_size
+    pooling = config.text_pooling if key == "text_config" else config.vision_pooling
+    inputs: torch.Tensor
     with torch.device("meta"), torch.no_grad():
-        # Built with its own pooler, so that the message below knows of it.
+        # Built with its own pooler, so that the message of `pool` knows of it.
         tower = _build_tower(copy.deepcopy(tower_config), "pooler").eval()
         if key == "text_config":
-            input_ids = torch.ones(1, 2, dtype=torch.long)
-            return pool(tower(input_ids), config.text_pooling, input_ids, None, tower_config.eos_token_id).shape[-1]
-        size = getattr(tower_config, "image_size", 224)
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        pixel_values = torch.zeros(1, tower_config.num_channels, *sides)
-        return pool(tower(pixel_values), config.vision_pooling).shape[-1]
+            # Else some models would look for padding, and on the meta device there is nothing to see.
+            tower.config.pad_token_id = None
+            inputs = torch.ones(1, 2, dtype=torch.long)
+        else:
+            size = getattr(tower_config, "image_size", 224)
+            inputs = torch.zeros(1, tower_config.num_channels, *((size, size) if isinstance(size, int) else size))
+        try:
+            outputs = tower(inputs)
+        except (RuntimeError, NotImplementedError) as error:
+            raise ValueError(
+                f"{tower_config.model_type} cannot be a tower: what it pools to is measured without weights, where it "
+                f"fails with {type(error).__name__}: {error}"
+            ) from error
+        input_ids = inputs if key == "text_config" else None
+        return pool(outputs, pooling, input_ids, None, _eos_token_id(tower_config)).shape[-1]
+
+
+def _eos_token_id(config: Any) -> int | None:
+    """Some configurations of transformers have none."""
+    return getattr(config, "eos_token_id", None)
 
 
 def pool(
@@ -283,9 +305,11 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "token_type_ids": token_type_ids}
         if self.config.has_native("text_config"):
             given["text_lengths"] = text_lengths  # type: ignore[assignment]
+        else:
+            check_tokens(input_ids, attention_mask, self.config.text_config.vocab_size)
         named = {name: value for name, value in given.items() if value is not None}
         outputs = self.text_model(input_ids=input_ids, **named, **{**kwargs, "return_dict": True})
-        eos_token_id = self.config.text_config.eos_token_id
+        eos_token_id = _eos_token_id(self.config.text_config)
         pooled = pool(outputs, self.config.text_pooling, input_ids, attention_mask, eos_token_id)
         outputs.pooler_output = self.text_projection(pooled)
         return outputs
@@ -422,7 +446,10 @@ def _vision_outputs(
         raise ValueError(
             f"visible_patches is given, but {vision_config.model_type} cannot leave patches out; the native ViT can."
         )
-    check_pixel_values(pixel_values, vision_config.num_channels)
+    if not model.config.has_native("vision_config"):
+        check_pixel_values(pixel_values, vision_config.num_channels)
+        # Some towers of transformers do not do so themselves.
+        pixel_values = pixel_values.to(model.vision_model.dtype)
     return model.vision_model(pixel_values=pixel_values, **kwargs)
 
 

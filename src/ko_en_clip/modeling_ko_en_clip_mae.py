@@ -23,7 +23,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ko_en_clip import KoEnClipConfig, KoEnClipVisionConfig
-from .modeling_ko_en_clip_towers import KoEnClipPreTrainedModel, KoEnClipVisionModel, init, random_visible_patches
+from .modeling_ko_en_clip_towers import (
+    KoEnClipPreTrainedModel,
+    KoEnClipVisionModel,
+    check_pixel_values,
+    init,
+    random_visible_patches,
+)
 
 
 @dataclass
@@ -179,9 +185,9 @@ class KoEnClipForPreTraining(KoEnClipPreTrainedModel):
         Raises:
             ValueError: pixels are missing or misshapen, or the mask ratio leaves no patch visible or none hidden.
         """
-        if pixel_values is None:
-            raise ValueError("pixel_values is missing: masked pre-training needs pictures.")
         patch_size = self.config.vision_config.patch_size
+        check_pixel_values(pixel_values, self.config.vision_config.num_channels, patch_size)
+        assert pixel_values is not None
         grid = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
         num_patches = grid[0] * grid[1]
         num_visible = round(num_patches * (1 - self.config.mask_ratio))
@@ -192,6 +198,11 @@ class KoEnClipForPreTraining(KoEnClipPreTrainedModel):
             )
         if noise is None:
             noise = torch.rand(pixel_values.shape[0], num_patches, device=pixel_values.device)
+        if noise.shape != (pixel_values.shape[0], num_patches):
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)}; it needs a number for every patch of every picture: "
+                f"{(pixel_values.shape[0], num_patches)}."
+            )
         visible_patches, mask = random_visible_patches(noise, num_visible)
         outputs = self.vision_model(pixel_values, visible_patches, **kwargs)
         # Every visible token passes the last norm, as in He et al.'s encoder; contrastive training uses the class row.

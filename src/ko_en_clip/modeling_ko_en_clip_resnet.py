@@ -43,6 +43,7 @@ class KoEnClipResNetBottleneck(nn.Module):
         self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
+        self.bn3.init_gain = 0.0  # type: ignore[assignment]
         self.downsample: nn.Module = nn.Identity()
         if stride > 1 or in_channels != out_channels:
             # The names of CLIP's code: pool "-1", convolution "0", norm "1".
@@ -137,13 +138,15 @@ class KoEnClipResNetModel(KoEnClipPreTrainedModel):
         """Initialise one module.
 
         CLIP's own scheme (`initialize_parameters` of its released code): the last norm of every block starts at 0, so
-        that blocks start as shortcuts; attention pool w^-0.5; convolutions as torch has them.
+        that blocks start as shortcuts; attention pool w^-0.5, its biases 0 as transformers has them; convolutions as
+        torch has them.
         """
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)
-        elif isinstance(module, KoEnClipResNetBottleneck):
-            init.zeros_(module.bn3.weight)
+        elif isinstance(module, nn.BatchNorm2d) and hasattr(module, "init_gain"):
+            # On the norm itself: transformers passes over blocks, which have no weights of their own.
+            init.constant_(module.weight, module.init_gain)  # type: ignore[arg-type]
         elif isinstance(module, KoEnClipAttnPool):
             std = self.config.hidden_size**-0.5 * self.config.initializer_factor
             init.normal_(module.positional_embedding, std=std)

@@ -42,7 +42,8 @@ class KoEnClipPreTrainedModel(CLIPPreTrainedModel):
 
         CLIP's own scheme (`initialize_parameters` of its released code): query, key and value w^-0.5, the projections
         back into the residual stream w^-0.5 * (2L)^-0.5, first MLP layer (2w)^-0.5, projections w^-0.5. transformers
-        has the standard deviations of attention's input and output the other way round; ours are CLIP's.
+        has the standard deviations of attention's input and output the other way round; ours are CLIP's. Positions of
+        texts have transformers' 0.02, where CLIP has 0.01.
         """
         super()._init_weights(module)
         factor = self.config.initializer_factor
@@ -149,6 +150,35 @@ def check_pixel_values(pixel_values: torch.Tensor | None, num_channels: int, mul
         raise ValueError(f"pixel_values row {row} holds NaN or infinity; leave that picture out, or load it anew.")
 
 
+def check_tokens(input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, vocab_size: int) -> None:
+    """Check a batch of texts, for any tower.
+
+    Raises:
+        ValueError: it is missing, of another rank, empty or not of whole numbers, or the mask is of another shape; or,
+            where values can be read, an id is outside the vocabulary.
+    """
+    if input_ids is None:
+        raise ValueError("input_ids is missing: the text tower needs tokens.")
+    shape = tuple(input_ids.shape)
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids has shape {shape}; it must be (batch, tokens).")
+    if not shape[0] or not shape[1]:
+        raise ValueError(f"input_ids has shape {shape}: it is empty. Give at least one text.")
+    if input_ids.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"input_ids is of {input_ids.dtype}; token ids are int64 (or int32).")
+    # A mask of four dimensions is one of attention itself, as transformers takes it.
+    if attention_mask is not None and attention_mask.dim() != 4 and attention_mask.shape != shape:
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; input_ids has {shape}.")
+    if values_can_be_read(input_ids):
+        outside = ((input_ids < 0) | (input_ids >= vocab_size)).any(dim=1)
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            raise ValueError(
+                f"input_ids row {row} holds ids outside 0..{vocab_size - 1}: {input_ids[row].tolist()}. "
+                "Use the tokenizer that was saved with this model."
+            )
+
+
 def _check_visible_patches(visible_patches: torch.Tensor, patches: torch.Tensor) -> None:
     batch_size, num_patches, _ = patches.shape
     if visible_patches.dim() != 2 or visible_patches.shape[0] != batch_size or visible_patches.shape[1] == 0:
@@ -156,6 +186,8 @@ def _check_visible_patches(visible_patches: torch.Tensor, patches: torch.Tensor)
             f"visible_patches has shape {tuple(visible_patches.shape)}; it must be ({batch_size}, visible) with at "
             "least one visible patch."
         )
+    if visible_patches.dtype != torch.int64:
+        raise ValueError(f"visible_patches is of {visible_patches.dtype}; numbers of patches are int64.")
     if values_can_be_read(visible_patches):
         lowest, highest = int(visible_patches.min()), int(visible_patches.max())
         if lowest < 0 or highest >= num_patches:
@@ -446,25 +478,27 @@ class KoEnClipTextModel(CLIPTextModel, KoEnClipPreTrainedModel):
     def _check_input(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
     ) -> None:
-        if input_ids is None:
-            raise ValueError("input_ids is missing: the text tower needs tokens.")
-        shape = tuple(input_ids.shape)
-        if input_ids.dim() != 2:
-            raise ValueError(f"input_ids has shape {shape}; it must be (batch, tokens).")
-        if not shape[0] or not shape[1]:
-            raise ValueError(f"input_ids has shape {shape}: it is empty. Give at least one text.")
-        if input_ids.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"input_ids is of {input_ids.dtype}; token ids are int64 (or int32).")
-        if shape[1] > self.config.max_position_embeddings:
+        check_tokens(input_ids, attention_mask, self.config.vocab_size)
+        assert input_ids is not None
+        batch_size, num_columns = input_ids.shape
+        longest = self.config.max_position_embeddings
+        if num_columns > longest:
             raise ValueError(
-                f"input_ids has {shape[1]} tokens a row; the position table ends at "
-                f"{self.config.max_position_embeddings}. Let the tokenizer truncate (truncation=True)."
+                f"input_ids has {num_columns} tokens a row; the position table ends at {longest}. Let the tokenizer "
+                "truncate (truncation=True)."
             )
-        for name, value in (("attention_mask", attention_mask), ("position_ids", position_ids)):
-            if value is not None and value.dim() == 2 and value.shape[1] != shape[1]:
-                raise ValueError(f"{name} has shape {tuple(value.shape)}; input_ids has {shape}.")
+        if position_ids is not None:
+            if position_ids.shape not in ((batch_size, num_columns), (1, num_columns)):
+                raise ValueError(
+                    f"position_ids has shape {tuple(position_ids.shape)}; input_ids has {tuple(input_ids.shape)}."
+                )
+            if values_can_be_read(position_ids) and not 0 <= position_ids.min() <= position_ids.max() < longest:
+                raise ValueError(
+                    f"position_ids goes from {int(position_ids.min())} to {int(position_ids.max())}; the position "
+                    f"table has 0 to {longest - 1}."
+                )
         if values_can_be_read(input_ids):
-            _check_ids(input_ids, self.config)
+            _check_eos(input_ids, self.config)
 
     def _lengths(
         self,
@@ -510,14 +544,7 @@ def _check_lengths(text_lengths: Sequence[int], input_ids: torch.Tensor) -> None
         )
 
 
-def _check_ids(input_ids: torch.Tensor, config: KoEnClipTextConfig) -> None:
-    outside = ((input_ids < 0) | (input_ids >= config.vocab_size)).any(dim=1)
-    if outside.any():
-        row = int(outside.nonzero()[0])
-        raise ValueError(
-            f"input_ids row {row} holds ids outside 0..{config.vocab_size - 1}: {input_ids[row].tolist()}. "
-            "Use the tokenizer that was saved with this model."
-        )
+def _check_eos(input_ids: torch.Tensor, config: KoEnClipTextConfig) -> None:
     without_eos = ~torch.eq(input_ids, config.eos_token_id).any(dim=1)  # type: ignore[arg-type]
     if without_eos.any():
         row = int(without_eos.nonzero()[0])

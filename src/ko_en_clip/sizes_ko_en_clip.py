@@ -59,7 +59,7 @@ def _efficientnet(width: float, depth: float, channels: int) -> dict[str, Any]:
         "hidden_dim": channels,
         "image_size": 289,
         # TensorFlow's 0.99 in torch's terms, where momentum is the share of the new batch; transformers has 0.99, with
-        # which the running statistics are those of the last batch.
+        # which the running statistics are those of the last batch. The norms after expansions keep torch's 0.1 there.
         "batch_norm_momentum": 0.01,
     }
 
