@@ -28,6 +28,9 @@ from .settings import RunSettings, StageSettings
 
 logger = logging.getLogger(__name__)
 
+# Far below 1 the scaler shrinks the gradient instead of raising it; one that still overflows is not a number at all.
+MIN_LOSS_SCALE = 1e-4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
@@ -64,9 +67,12 @@ def run_loop(
 ) -> Progress:
     """Train to `run.num_steps` and leave a checkpoint at the end.
 
+    A step whose gradient overflowed in fp16 is counted and not taken, and the schedule waits for it: warm-up and decay
+    count steps that moved the weights, so the first, which look for the loss scale, do not use the warm-up up.
+
     Raises:
         FileExistsError: the folder holds another run, and `run.resume` is not set.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss is not finite, or no loss scale keeps the gradient finite.
         ValueError: the batch does not divide among the processes, or too many rows could not be used.
     """
     run, optimization, rank = settings.run, settings.optimization, accelerator.process_index
@@ -156,9 +162,15 @@ class _Window:
         """Values of the window that ends with `step`; the next one begins.
 
         Raises:
-            FloatingPointError: the loss or the gradient was not finite. Every process sees the same means, so all of
-                them stop.
+            FloatingPointError: the loss or the gradient was not finite, or every scale of the loss overflows. Every
+                process sees the same means and scale, so all of them stop.
         """
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() < MIN_LOSS_SCALE:
+            raise FloatingPointError(
+                f"fp16 gradients overflow at every loss scale down to {scaler.get_scale():g}, up to step {step}. Set "
+                "run.precision to bf16, or lower the learning rate; the newest checkpoint is from before."
+            )
         num_steps = step - self.step
         loss = self.accelerator.reduce(self.loss, reduction="mean").item() / num_steps
         grad_norm = self.grad_norm.item() / max(1, self.num_gradients)
