@@ -1,6 +1,7 @@
 """The loop: exact resume, skipped steps, bad rows, what a run leaves behind."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 from transformers import AutoModel, AutoProcessor
 
 import ko_en_clip.training.loop as loop
@@ -154,46 +156,90 @@ def test_only_the_newest_checkpoints_are_kept(settings, tmp_path):
     assert kept == ["checkpoint-000000005", "checkpoint-000000006"]
 
 
-def run_with_scaler(settings, overflow_at, monkeypatch, folder):
-    """The real loop, with torch's CPU scaler in place of the one that Accelerate makes on a GPU only."""
-    accelerator = Accelerator(cpu=True)
-    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=1000)
+def run_in_fp16(settings, folder, overflow_at=(), stop_at=None, init_scale=2.0**8, **run):
+    """The real loop in fp16 on a CPU, where Accelerate would leave out autocast and the gradient scaler."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(mixed_precision="fp16", cpu=True)
+    accelerator.native_amp = True
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=1000)
     config, processor = starting_point(settings.model)
-    torch.manual_seed(0)
+    set_seed(0)
     model = KoEnClipModel(config)
-    weights, calls = [], []
+    weights = []
 
     def loss_of(wrapped, batch):
-        calls.append(1)
+        step = first_step + len(weights) + 1
+        if step == stop_at:
+            raise KeyboardInterrupt
         weights.append(model.text_projection.weight.detach().clone())
         loss = contrastive_loss_of(wrapped, batch)
         # Finite by itself, infinite once the scaler has multiplied it.
-        return loss * 1e36 if len(calls) in overflow_at else loss
+        return loss * 1e36 if step in overflow_at else loss
 
+    checkpoints = sorted((folder / "checkpoints").glob("checkpoint-*"))
+    first_step = int(checkpoints[-1].name.split("-")[1]) if checkpoints else 0
     objective = Objective(model=model, loss_of=loss_of, after_step=model.clamp_logit_scale, with_text=True)
-    settings = in_folder(settings, folder)
+    settings = in_folder(settings, folder, **run)
     progress = run_loop(accelerator, objective, open_pairs(settings.data), processor, settings)
+    weights.append(model.text_projection.weight.detach().clone())
     return progress, weights, accelerator.scaler
 
 
-def test_an_overflow_skips_the_step_and_the_schedule_waits(settings, monkeypatch, tmp_path):
-    progress, weights, scaler = run_with_scaler(settings, {3}, monkeypatch, tmp_path / "overflow")
+def test_an_overflow_skips_the_step_and_the_schedule_waits(settings, tmp_path):
+    progress, weights, scaler = run_in_fp16(settings, tmp_path / "overflow", overflow_at={3})
     assert (progress.step, progress.optimizer_steps, progress.skipped_steps) == (6, 5, 1)
-    assert torch.equal(weights[3], weights[2]), "the overflowing step must not move the weights"
-    assert not torch.equal(weights[2], weights[1]) and not torch.equal(weights[4], weights[3])
-    assert scaler.get_scale() == 2.0**15
-    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "overflow")]
+    moved = [not torch.equal(before, after) for before, after in itertools.pairwise(weights)]
+    assert moved == [True, True, False, True, True, True], "the overflowing step alone must not move the weights"
+    assert scaler.get_scale() == 2.0**7
+    lines = read_metrics(tmp_path / "overflow")
     expected = [learning_rate_at(step, 6, settings.optimization) for step in (0, 1, 2, 2, 3, 4)]
-    assert rates == expected
-    assert [line["skipped"] for line in read_metrics(tmp_path / "overflow")] == [0, 0, 1, 1, 1, 1]
+    assert [line["learning_rate"] for line in lines] == expected
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 1, 1, 1]
+    # No step was taken, so there is no norm; training goes on with those of steps that were.
+    assert [line["grad_norm"] > 0 for line in lines] == moved
 
 
-def test_without_overflow_no_step_is_skipped(settings, monkeypatch, tmp_path):
-    progress, _, scaler = run_with_scaler(settings, set(), monkeypatch, tmp_path / "plain")
+def test_without_overflow_no_step_is_skipped(settings, tmp_path):
+    progress, weights, scaler = run_in_fp16(settings, tmp_path / "plain")
     assert (progress.optimizer_steps, progress.skipped_steps) == (6, 0)
-    assert scaler.get_scale() == 2.0**16
-    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "plain")]
-    assert rates == [learning_rate_at(step, 6, settings.optimization) for step in range(6)]
+    assert all(not torch.equal(before, after) for before, after in itertools.pairwise(weights))
+    assert scaler.get_scale() == 2.0**8
+    lines = read_metrics(tmp_path / "plain")
+    assert [line["learning_rate"] for line in lines] == [
+        learning_rate_at(n, 6, settings.optimization) for n in range(6)
+    ]
+
+
+def test_the_gradient_is_cut_at_its_own_norm_not_at_the_scaled_one(settings, tmp_path):
+    """Scales are powers of two, so but for underflow they change nothing; norms still scaled would differ 16-fold."""
+    _, weights, _ = run_in_fp16(settings, tmp_path / "large", init_scale=2.0**8)
+    _, others, _ = run_in_fp16(settings, tmp_path / "small", init_scale=2.0**4)
+    large, small = (read_metrics(tmp_path / name) for name in ("large", "small"))
+    norms = [line["grad_norm"] for line in large]
+    # Small gradients have fewer bits in fp16 at the smaller scale, which is what the scale is for.
+    assert norms == pytest.approx([line["grad_norm"] for line in small], rel=1e-2)
+    torch.testing.assert_close(weights[-1], others[-1], rtol=0, atol=1e-3)
+    assert not torch.equal(weights[-1], weights[0])
+
+
+def test_a_run_in_fp16_resumes_with_its_scale_and_its_skipped_steps(settings, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    progress, weights, scaler = run_in_fp16(settings, straight, overflow_at={2})
+    with pytest.raises(KeyboardInterrupt):
+        run_in_fp16(settings, stopped, overflow_at={2}, stop_at=5)
+    resumed, others, resumed_scaler = run_in_fp16(settings, stopped, overflow_at={2}, resume=True)
+    assert resumed == progress and progress.skipped_steps == 1
+    assert resumed_scaler.get_scale() == scaler.get_scale() == 2.0**7
+    assert losses(stopped) == losses(straight)
+    assert torch.equal(others[-1], weights[-1]) and not torch.equal(others[-1], weights[2])
+
+
+def test_a_gradient_that_overflows_at_every_scale_stops_the_run(settings, tmp_path):
+    with pytest.raises(FloatingPointError, match="every loss scale down to 6.10352e-05, up to step 3"):
+        run_in_fp16(settings, tmp_path / "never", overflow_at=range(7), init_scale=2.0**-11)
+    # The twin: at a scale that comes down as often and stays above the least, the run goes on.
+    progress, weights, _ = run_in_fp16(settings, tmp_path / "late", overflow_at={1, 2, 3})
+    assert progress.skipped_steps == 3 and not torch.equal(weights[-1], weights[0])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(settings, monkeypatch):

@@ -440,6 +440,12 @@ class KoEnClipTextModel(CLIPTextModel, KoEnClipPreTrainedModel):
         if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
             lengths = self._lengths(input_ids, attention_mask, position_ids, text_lengths)
         if lengths is None or _wants_layers(kwargs, self.config):
+            if (
+                attention_mask is not None
+                and attention_mask.dim() == 2
+                and self.config._attn_implementation == "eager"
+            ):
+                attention_mask = _additive_mask(attention_mask, self.embeddings.token_embedding.weight.dtype)
             outputs = super().forward(input_ids, attention_mask, position_ids, **{**kwargs, "return_dict": True})
         else:
             outputs = self._forward_real_tokens(input_ids, lengths, **{**kwargs, "return_dict": True})
@@ -523,6 +529,18 @@ class KoEnClipTextModel(CLIPTextModel, KoEnClipPreTrainedModel):
         if attention_mask is not None and not _starts_with(attention_mask, lengths):
             return None
         return lengths.tolist()
+
+
+def _additive_mask(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What eager attention adds to scores, (batch, 1, tokens, tokens): 0 where a token looks, far below 0 elsewhere.
+
+    Half of the lowest number there is: transformers adds the lowest itself, and with scores below 0 in half precision
+    a token that sees nothing, as one of padding on the left, would have nothing but infinities to choose from.
+    """
+    num_tokens = attention_mask.shape[1]
+    earlier = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=attention_mask.device).tril()
+    seen = earlier & attention_mask[:, None, None, :].bool()
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min / 2)
 
 
 def _starts_with(attention_mask: torch.Tensor, lengths: torch.Tensor) -> bool:

@@ -12,7 +12,10 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from .settings import OptimizationSettings
+
 _PROGRESS_FILE = "progress.json"
+_OPTIMIZATION_FILE = "optimization.json"
 
 
 @dataclass(kw_only=True)
@@ -27,7 +30,9 @@ class Progress:
     """Steps that the gradient scaler skipped because a gradient overflowed."""
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, keep: int) -> None:
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, progress: Progress, optimization: OptimizationSettings, keep: int
+) -> None:
     """Write `checkpoint-STEP` into `folder`; call it on every process."""
     final = folder / f"checkpoint-{progress.step:09d}"
     partial = final.with_suffix(".partial")
@@ -38,6 +43,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (partial / _PROGRESS_FILE).write_text(json.dumps(dataclasses.asdict(progress)), encoding="utf-8")
+        (partial / _OPTIMIZATION_FILE).write_text(json.dumps(dataclasses.asdict(optimization)), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         for old in _checkpoints(folder)[:-keep]:
@@ -45,15 +51,24 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     accelerator.wait_for_everyone()
 
 
-def load_newest_checkpoint(accelerator: Accelerator, folder: Path) -> Progress:
+def load_newest_checkpoint(accelerator: Accelerator, folder: Path, optimization: OptimizationSettings) -> Progress:
     """Restore the newest whole checkpoint; call it on every process, after `accelerator.prepare`.
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it holds the state of another optimiser, or weights of another precision.
     """
     found = _checkpoints(folder)
     if not found:
         raise FileNotFoundError(f"{folder} has no checkpoint to resume from; start the run without run.resume.")
+    saved = json.loads((found[-1] / _OPTIMIZATION_FILE).read_text(encoding="utf-8"))
+    for name in ("optimizer", "bf16_text_weights"):
+        # torch would load either state into either optimiser, and cast weights, without a word.
+        if saved[name] != getattr(optimization, name):
+            raise ValueError(
+                f"optimization.{name} is {getattr(optimization, name)!r}, and {found[-1]} was made with "
+                f"{saved[name]!r}; resume with that."
+            )
     accelerator.load_state(str(found[-1]))
     return Progress(**json.loads((found[-1] / _PROGRESS_FILE).read_text(encoding="utf-8")))
 

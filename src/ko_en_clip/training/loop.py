@@ -24,10 +24,19 @@ from ..data.pairs import PairSet
 from ..processing_ko_en_clip import KoEnClipProcessor
 from .checkpoints import Progress, load_newest_checkpoint, save_checkpoint
 from .logs import RunLogs, SkippedRows
-from .optimization import learning_rate_at, make_optimizer
+from .optimization import (
+    checkpoint_activations,
+    learning_rate_at,
+    make_optimizer,
+    set_learning_rate,
+    text_weights_to_bf16,
+)
 from .settings import RunSettings, StageSettings
 
 logger = logging.getLogger(__name__)
+
+# Far below 1 the scaler shrinks the gradient instead of raising it; one that still overflows is not a number at all.
+MIN_LOSS_SCALE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +74,24 @@ def run_loop(
 ) -> Progress:
     """Train to `run.num_steps` and leave a checkpoint at the end.
 
+    A step whose gradient overflowed in fp16 is counted and not taken, and the schedule waits for it: warm-up and decay
+    count steps that moved the weights, so the first, which look for the loss scale, do not use the warm-up up.
+
     Raises:
         FileExistsError: the folder holds another run, and `run.resume` is not set.
-        FloatingPointError: the loss is not finite.
-        ValueError: the batch does not divide among the processes, or too many rows could not be used.
+        FloatingPointError: the loss is not finite, or no loss scale keeps the gradient finite.
+        ValueError: the batch does not divide among the processes, too many rows could not be used, or the checkpoint
+            to go on from was made with another optimiser.
     """
     run, optimization, rank = settings.run, settings.optimization, accelerator.process_index
     folder = _claim_folder(accelerator, run)
-    model, optimizer = accelerator.prepare(objective.model, make_optimizer(objective.model, optimization))
+    if run.gradient_checkpointing:
+        checkpoint_activations(objective.model)
+    if optimization.bf16_text_weights:
+        text_weights_to_bf16(objective.model)
+    model, optimizer = accelerator.prepare(objective.model, make_optimizer(objective.model, optimization, run.seed))
     checkpoints = folder / "checkpoints"
-    progress = load_newest_checkpoint(accelerator, checkpoints) if run.resume else Progress()
+    progress = load_newest_checkpoint(accelerator, checkpoints, optimization) if run.resume else Progress()
     skipped = SkippedRows(folder, rank, settings.loading.max_bad_image_share * len(pairs))
     loader = make_loader(
         pairs,
@@ -100,8 +117,7 @@ def run_loop(
         for batch in loader:
             skipped.add(batch.pop("skipped"))
             rate = learning_rate_at(progress.optimizer_steps, run.num_steps, optimization)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(optimizer, rate)
             loss = objective.loss_of(model, send_to_device(batch, accelerator.device))
             accelerator.backward(loss)
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), optimization.max_grad_norm)
@@ -126,7 +142,9 @@ def run_loop(
                 )
             if progress.step % run.checkpoint_steps == 0 or progress.step == run.num_steps:
                 # Every checkpoint falls on a line of the logs, where the loss was found to be finite.
-                save_checkpoint(accelerator, checkpoints, progress, run.keep_checkpoints)
+                save_checkpoint(accelerator, checkpoints, progress, optimization, run.keep_checkpoints)
+    # bfloat16 weights widen without loss; what a run leaves is in float32.
+    objective.model.float()
     if len(skipped):
         logger.warning("%d rows could not be used on this process; skipped.rank*.jsonl lists them", len(skipped))
     return progress
@@ -157,9 +175,15 @@ class _Window:
         """Values of the window that ends with `step`; the next one begins.
 
         Raises:
-            FloatingPointError: the loss or the gradient was not finite. Every process sees the same means, so all of
-                them stop.
+            FloatingPointError: the loss or the gradient was not finite, or every scale of the loss overflows. Every
+                process sees the same means and scale, so all of them stop.
         """
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() < MIN_LOSS_SCALE:
+            raise FloatingPointError(
+                f"fp16 gradients overflow at every loss scale down to {scaler.get_scale():g}, up to step {step}. Set "
+                "run.precision to bf16, or lower the learning rate; the newest checkpoint is from before."
+            )
         num_steps = step - self.step
         loss = self.accelerator.reduce(self.loss, reduction="mean").item() / num_steps
         grad_norm = self.grad_norm.item() / max(1, self.num_gradients)

@@ -21,6 +21,9 @@ class RunSettings:
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Mixed precision of the forward pass; weights and optimiser state stay in float32. fp16 scales the loss and
     needs a GPU."""
+    gradient_checkpointing: bool = False
+    """Keep of every transformer block its input alone, and compute the rest again for the backward pass: less memory
+    for activations and a third more computation, with the same loss and gradient (Chen et al. 2016)."""
     log_steps: int = 10
     """Steps between two lines of the logs."""
     checkpoint_steps: int = 1000
@@ -60,6 +63,13 @@ class OptimizationSettings:
     """Decoupled decay of weights of two dimensions and more."""
     max_grad_norm: float = 1.0
     """Norm to which the gradient of all weights together is cut. Our choice: CLIP does not say."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw keeps 8 bytes of moments a weight. adamw_8bit keeps 2, quantised in blocks (Dettmers et al. 2022), where
+    CLIP halves them (Radford et al. 2021, section 2.5); it needs the extra `lowmem`."""
+    bf16_text_weights: bool = False
+    """Keep the text tower's weights in bfloat16 while they train, each update rounded up or down at random so that it
+    counts on average (Radford et al. 2021, section 2.5); with adamw_8bit and run.precision bf16. The model that the
+    run leaves is in float32 as always."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -68,6 +78,11 @@ class OptimizationSettings:
             raise ValueError(f"optimization.warmup_steps is {self.warmup_steps}; it must not be negative.")
         if self.max_grad_norm <= 0:
             raise ValueError(f"optimization.max_grad_norm is {self.max_grad_norm}; it must be above 0.")
+        if self.bf16_text_weights and self.optimizer != "adamw_8bit":
+            raise ValueError(
+                f"optimization.bf16_text_weights is set and optimization.optimizer is {self.optimizer!r}, which "
+                "rounds to the nearest number, so that small updates are lost; set it to adamw_8bit."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,4 +140,9 @@ class StageSettings:
             raise ValueError(
                 f"optimization.warmup_steps ({self.optimization.warmup_steps}) is longer than run.num_steps "
                 f"({self.run.num_steps})."
+            )
+        if self.optimization.bf16_text_weights and self.run.precision != "bf16":
+            raise ValueError(
+                f"optimization.bf16_text_weights is set and run.precision is {self.run.precision!r}, in which the "
+                "text tower's weights do not fit the others; set run.precision to bf16."
             )
