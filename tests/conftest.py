@@ -1,11 +1,11 @@
 """A tiny model, a tiny tokenizer and what belongs to them, made anew for the tests."""
 
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from training_texts import TRAINING_TEXTS
 
 from ko_en_clip import (
     KoEnClipConfig,
@@ -15,21 +15,6 @@ from ko_en_clip import (
     KoEnClipTokenizerFast,
 )
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
-
-TRAINING_TEXTS = (
-    "눈 덮인 산과 호수",
-    "한 마리 강아지가 잔디 위를 달린다 🐶",
-    "고양이를 찍은 사진",
-    unicodedata.normalize("NFD", "왼쪽 숫자는 삼, 오른쪽 숫자는 칠"),
-    unicodedata.normalize("NFD", "서울의 밤거리"),
-    "ㅋㅋㅋ 너무 귀엽다 😂",
-    "A photo of a snowy mountain",
-    "a dog running on the grass",
-    "a photo of a cat, taken at night",
-    "the digits three and seven",
-    "two people drinking coffee ☕ in 2022",
-    "가족 👨‍👩‍👧 a family",
-)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TRAINING_TEXTS
 from tokenizers import Tokenizer
+from training_texts import TRAINING_TEXTS
 from transformers import AutoTokenizer
 
 from ko_en_clip import KoEnClipTokenizerFast
