@@ -350,3 +350,12 @@ def test_shapes_are_checked_in_graphs_too() -> None:
     run = compiled(PICTURES["vision tower"]())
     with pytest.raises(Exception, match=r"pixel_values has shape \(2, 1, 32, 32\)"):
         run(torch.zeros(2, 1, 32, 32))
+
+
+def test_text_without_eos_is_refused_for_other_towers_pooled_there() -> None:
+    bert = {**BERT, "eos_token_id": EOS}
+    call = joint(text_config=bert, text_pooling="eos").get_text_features
+    call(ids())
+    assert_refused(call, ("input_ids row 0 has no EOS", str(EOS)), ids().masked_fill(ids() == EOS, 3))
+    # The twin: pooled elsewhere, it needs none.
+    joint(text_config=bert, text_pooling="mean").get_text_features(ids().masked_fill(ids() == EOS, 3))

@@ -376,6 +376,25 @@ def test_other_picture_sizes_are_encoded_as_by_stock_clip(
         assert (turned - found.vision_model_output.pooler_output).abs().max() > 1e-2
 
 
+def test_one_tower_takes_every_size_of_the_recipes(tiny_config: KoEnClipConfig) -> None:
+    """A table for 224 pixels: KELIP's local views of 96, CLIP's finer 336, a photo that is not square."""
+    fields = tiny_config.to_dict()
+    fields["vision_config"] |= {"image_size": 224, "patch_size": 16}
+    config = KoEnClipConfig(**fields)
+    stock = stock_clip(config)
+    model = copied(stock, config)
+    with torch.no_grad():
+        for height, width in ((96, 96), (224, 224), (336, 336), (320, 224), (224, 320)):
+            pixels = pictures(2, height, width)
+            found = model.vision_model(pixels)
+            expected = stock.vision_model(pixels, interpolate_pos_encoding=True)
+            assert found.last_hidden_state.shape[1] == 1 + height * width // 16**2
+            # 1e-5: float32, as above.
+            assert_close(found.pooler_output, expected.pooler_output, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="336 x 330 pixels; both sides must be multiples of 16"):
+        model.vision_model(pictures(1, 336, 330))
+
+
 # A subset of patches
 
 

@@ -26,8 +26,10 @@ from .modeling_ko_en_clip_towers import (
     KoEnClipPreTrainedModel,
     KoEnClipTextModel,
     KoEnClipVisionModel,
+    check_eos,
     check_pixel_values,
     check_tokens,
+    values_can_be_read,
 )
 
 # ln 100: CLIP keeps its logit scale at or below 100 (Radford et al. 2021, section 2.5).
@@ -307,6 +309,8 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
             given["text_lengths"] = text_lengths  # type: ignore[assignment]
         else:
             check_tokens(input_ids, attention_mask, self.config.text_config.vocab_size)
+            if self.config.text_pooling == "eos" and values_can_be_read(input_ids):
+                check_eos(input_ids, self.config.text_config.eos_token_id)
         named = {name: value for name, value in given.items() if value is not None}
         outputs = self.text_model(input_ids=input_ids, **named, **{**kwargs, "return_dict": True})
         eos_token_id = _eos_token_id(self.config.text_config)

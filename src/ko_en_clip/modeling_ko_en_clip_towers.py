@@ -179,6 +179,21 @@ def check_tokens(input_ids: torch.Tensor | None, attention_mask: torch.Tensor | 
             )
 
 
+def check_eos(input_ids: torch.Tensor, eos_token_id: int) -> None:
+    """Check that every text can be pooled at its EOS.
+
+    Raises:
+        ValueError: a row has none.
+    """
+    without_eos = ~torch.eq(input_ids, eos_token_id).any(dim=1)
+    if without_eos.any():
+        row = int(without_eos.nonzero()[0])
+        raise ValueError(
+            f"input_ids row {row} has no EOS (id {eos_token_id}), at which texts are pooled: "
+            f"{input_ids[row].tolist()}. Tokenize with special tokens, and let the tokenizer truncate."
+        )
+
+
 def _check_visible_patches(visible_patches: torch.Tensor, patches: torch.Tensor) -> None:
     batch_size, num_patches, _ = patches.shape
     if visible_patches.dim() != 2 or visible_patches.shape[0] != batch_size or visible_patches.shape[1] == 0:
@@ -504,7 +519,7 @@ class KoEnClipTextModel(CLIPTextModel, KoEnClipPreTrainedModel):
                     f"table has 0 to {longest - 1}."
                 )
         if values_can_be_read(input_ids):
-            _check_eos(input_ids, self.config)
+            check_eos(input_ids, self.config.eos_token_id)  # type: ignore[arg-type]
 
     def _lengths(
         self,
@@ -559,14 +574,4 @@ def _check_lengths(text_lengths: Sequence[int], input_ids: torch.Tensor) -> None
         raise ValueError(
             f"text_lengths is {list(text_lengths)}; it needs one number from 1 to {num_columns} for each of "
             f"{batch_size} rows."
-        )
-
-
-def _check_eos(input_ids: torch.Tensor, config: KoEnClipTextConfig) -> None:
-    without_eos = ~torch.eq(input_ids, config.eos_token_id).any(dim=1)  # type: ignore[arg-type]
-    if without_eos.any():
-        row = int(without_eos.nonzero()[0])
-        raise ValueError(
-            f"input_ids row {row} has no EOS (id {config.eos_token_id}), at which texts are pooled: "
-            f"{input_ids[row].tolist()}. Tokenize with special tokens, and let the tokenizer truncate."
         )
