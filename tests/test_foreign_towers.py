@@ -578,6 +578,8 @@ def test_text_models_without_an_auto_class_say_so(model_type: str) -> None:
         )
 
 
+# DeBERTa of transformers 5.17 is compiled by torch.jit.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_text_models_that_warn_of_a_missing_mask_can_be_towers() -> None:
     """ "Any text model of transformers": what they pool to is measured on the meta device, which has no values."""
     text_config = {"model_type": "deberta-v2", **BERT}
