@@ -23,7 +23,14 @@ from transformers import (
     ViTConfig,
 )
 
-from ko_en_clip import KoEnClipConfig, KoEnClipModel
+from ko_en_clip import (
+    KoEnClipConfig,
+    KoEnClipForPreTraining,
+    KoEnClipModel,
+    KoEnClipTextModel,
+    KoEnClipVisionModel,
+    KoEnClipVisionModelWithProjection,
+)
 
 BERT = {
     "vocab_size": 40,
@@ -597,3 +604,53 @@ def test_text_model_whose_configuration_knows_no_eos_can_be_a_tower() -> None:
         found = model.get_text_features(**texts()).pooler_output
         hidden = model.text_model(**texts()).last_hidden_state
     assert_close(found, model.text_projection(hidden[:, 0]).detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_native_classes_do_not_read_other_towers(tmp_path: Path) -> None:
+    """A random ViT in the place of a folder's EfficientNet would only be seen in the load report."""
+    joint(**pair("bert + efficientnet")).save_pretrained(tmp_path)
+    for tower_class, found in (
+        (KoEnClipVisionModelWithProjection, "align_vision_model"),
+        (KoEnClipVisionModel, "align_vision_model"),
+        (KoEnClipTextModel, "bert"),
+    ):
+        with pytest.raises(ValueError, match=f"has a {found} as its .*_config.*AutoModel"):
+            tower_class.from_pretrained(tmp_path)
+    joint(**pair("bert + native vit")).save_pretrained(tmp_path / "native")
+    KoEnClipVisionModel.from_pretrained(tmp_path / "native")
+
+
+def test_another_tower_takes_nothing_from_the_size_it_replaces() -> None:
+    config = KoEnClipConfig.from_size(
+        "clip_vit_b32", vision_config={"model_type": "ko_en_clip_resnet_model"}, use_visual_projection=False
+    )
+    assert (config.vision_config.hidden_size, config.vision_config.num_attention_heads) == (2048, 32)
+    same = KoEnClipConfig.from_size("clip_vit_l14", vision_config={"model_type": "ko_en_clip_vision_model"})
+    assert (same.vision_config.hidden_size, same.vision_config.patch_size) == (1024, 14)
+
+
+def test_masked_pre_training_needs_the_native_vit() -> None:
+    config = KoEnClipConfig.from_size("clip_rn50", vision_config={"depths": [1, 1, 1, 1], "hidden_size": 64})
+    with pytest.raises(ValueError, match="ko_en_clip_resnet_model, which cannot leave patches out"):
+        KoEnClipForPreTraining(config)
+
+
+def test_texts_longer_than_another_towers_table_are_refused() -> None:
+    text_config = {"model_type": "bert", **BERT, "max_position_embeddings": 8}
+    model = joint(text_config=text_config, text_pooling="cls", vision_config=VIT, projection_dim=12)
+    model.get_text_features(torch.ones(1, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match="input_ids has 9 tokens a row; the position table ends at 8"):
+        model.get_text_features(torch.ones(1, 9, dtype=torch.int64))
+
+
+def test_a_picture_model_is_no_text_tower() -> None:
+    with pytest.raises(ValueError, match="vit cannot be the tower of text_config"):
+        joint(text_config=VIT | {"model_type": "vit"}, text_pooling="cls", vision_config=VIT, projection_dim=12)
+
+
+def test_mean_of_nothing_is_finite() -> None:
+    model = joint(
+        text_config={"model_type": "bert", **BERT}, text_pooling="mean", vision_config=VIT, projection_dim=12
+    )
+    nothing = torch.zeros(1, 3, dtype=torch.int64)
+    assert model.get_text_features(torch.ones_like(nothing), attention_mask=nothing).pooler_output.isfinite().all()

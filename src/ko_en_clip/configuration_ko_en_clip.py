@@ -19,8 +19,28 @@ TEXT_POOLINGS = ("cls", "eos", "mean", "pooler")
 VISION_POOLINGS = ("cls", "mean", "pooler")
 
 
+class _NativeConfig:
+    """What configurations of native towers have in common: none is read out of a joint folder with another tower."""
+
+    model_type: str
+    base_config_key: str
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """What the file of a folder or Hub id says; refused where its tower is another, and weights would not fit."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == "ko_en_clip":
+            found = (config_dict.get(cls.base_config_key) or {}).get("model_type", cls.model_type)
+            if found != cls.model_type:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} has a {found} as its {cls.base_config_key}, not a "
+                    f"{cls.model_type}. Load the whole model with AutoModel and take its tower."
+                )
+        return config_dict, kwargs
+
+
 @strict
-class KoEnClipTextConfig(CLIPTextConfig):
+class KoEnClipTextConfig(_NativeConfig, CLIPTextConfig):
     r"""Configuration of [`KoEnClipTextModel`]: CLIP's causal text transformer over a joint Korean-English vocabulary.
 
     Defaults are KELIP's released ViT-B/32 (Kim et al. 2022; its Hub configuration), except the vocabulary and the
@@ -86,7 +106,7 @@ class KoEnClipTextConfig(CLIPTextConfig):
 
 
 @strict
-class KoEnClipVisionConfig(CLIPVisionConfig):
+class KoEnClipVisionConfig(_NativeConfig, CLIPVisionConfig):
     r"""Configuration of [`KoEnClipVisionModel`]: CLIP's ViT.
 
     Defaults are ViT-B/32 (Radford et al. 2021, table 20).
@@ -139,7 +159,7 @@ class KoEnClipVisionConfig(CLIPVisionConfig):
 
 
 @strict
-class KoEnClipResNetConfig(PreTrainedConfig):
+class KoEnClipResNetConfig(_NativeConfig, PreTrainedConfig):
     r"""Configuration of [`KoEnClipResNetModel`]: CLIP's modified ResNet with attention pooling.
 
     Defaults are RN50 (Radford et al. 2021, table 19).
@@ -284,7 +304,8 @@ class KoEnClipConfig(PreTrainedConfig):
 
         Args:
             name: one of the sizes in `sizes_ko_en_clip.py`, such as `kelip_vit_b32` or `clip_rn50`.
-            fields: what differs from it; those of `text_config` and `vision_config` one by one.
+            fields: what differs from it; those of `text_config` and `vision_config` one by one, or, with another
+                `model_type`, a tower in place of the size's own.
 
         Raises:
             ValueError: there is no such size; the message lists those there are.
@@ -293,7 +314,11 @@ class KoEnClipConfig(PreTrainedConfig):
             raise ValueError(f"There is no size {name!r}. Sizes: {', '.join(SIZES)}.")
         merged = copy.deepcopy(SIZES[name])
         for key, value in fields.items():
-            merged[key] = {**merged.get(key, {}), **value} if key in cls.sub_configs else value
+            if key in cls.sub_configs and isinstance(value, dict):
+                own_type = merged[key].get("model_type")
+                same = value.get("model_type", own_type) in (own_type, own_type or cls.sub_configs[key].model_type)
+                value = {**merged[key], **value} if same else value
+            merged[key] = value
         return cls(**merged)
 
     @classmethod

@@ -27,6 +27,7 @@ from .modeling_ko_en_clip_towers import (
     KoEnClipTextModel,
     KoEnClipVisionModel,
     check_eos,
+    check_length,
     check_pixel_values,
     check_tokens,
     values_can_be_read,
@@ -166,13 +167,14 @@ def _output_size(config: KoEnClipConfig, key: str) -> int:
             inputs = torch.ones(1, 2, dtype=torch.long)
         else:
             size = getattr(tower_config, "image_size", 224)
-            inputs = torch.zeros(1, tower_config.num_channels, *((size, size) if isinstance(size, int) else size))
+            num_channels = getattr(tower_config, "num_channels", 3)
+            inputs = torch.zeros(1, num_channels, *((size, size) if isinstance(size, int) else size))
         try:
             outputs = tower(inputs)
-        except (RuntimeError, NotImplementedError) as error:
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{tower_config.model_type} cannot be a tower: what it pools to is measured without weights, where it "
-                f"fails with {type(error).__name__}: {error}"
+                f"{tower_config.model_type} cannot be the tower of {key}: what it pools to is measured without "
+                f"weights, where it fails with {type(error).__name__}: {error}"
             ) from error
         input_ids = inputs if key == "text_config" else None
         return pool(outputs, pooling, input_ids, None, _eos_token_id(tower_config)).shape[-1]
@@ -230,7 +232,7 @@ def pool(
     if attention_mask is None:
         return hidden_states.mean(dim=1)
     weights = attention_mask.to(hidden_states.dtype)[:, :, None]
-    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)
+    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 class KoEnClipModel(KoEnClipPreTrainedModel):
@@ -309,6 +311,7 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
             given["text_lengths"] = text_lengths  # type: ignore[assignment]
         else:
             check_tokens(input_ids, attention_mask, self.config.text_config.vocab_size)
+            check_length(input_ids, getattr(self.config.text_config, "max_position_embeddings", input_ids.shape[1]))
             if self.config.text_pooling == "eos" and values_can_be_read(input_ids):
                 check_eos(input_ids, self.config.text_config.eos_token_id)
         named = {name: value for name, value in given.items() if value is not None}

@@ -145,6 +145,11 @@ class KoEnClipForPreTraining(KoEnClipPreTrainedModel):
 
     def __init__(self, config: KoEnClipConfig):
         super().__init__(config)
+        if config.vision_config.model_type != KoEnClipVisionConfig.model_type:
+            raise ValueError(
+                f"vision_config is a {config.vision_config.model_type}, which cannot leave patches out; masked "
+                f"pre-training needs the native ViT ({KoEnClipVisionConfig.model_type})."
+            )
         self.vision_model = KoEnClipVisionModel._from_config(config.vision_config)
         self.decoder = KoEnClipMaeDecoder(config)
         self.post_init()

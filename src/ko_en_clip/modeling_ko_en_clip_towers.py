@@ -179,6 +179,19 @@ def check_tokens(input_ids: torch.Tensor | None, attention_mask: torch.Tensor | 
             )
 
 
+def check_length(input_ids: torch.Tensor, longest: int) -> None:
+    """Check that texts are no longer than the position table.
+
+    Raises:
+        ValueError: they are.
+    """
+    if input_ids.shape[1] > longest:
+        raise ValueError(
+            f"input_ids has {input_ids.shape[1]} tokens a row; the position table ends at {longest}. Let the "
+            "tokenizer truncate (truncation=True)."
+        )
+
+
 def check_eos(input_ids: torch.Tensor, eos_token_id: int) -> None:
     """Check that every text can be pooled at its EOS.
 
@@ -503,11 +516,7 @@ class KoEnClipTextModel(CLIPTextModel, KoEnClipPreTrainedModel):
         assert input_ids is not None
         batch_size, num_columns = input_ids.shape
         longest = self.config.max_position_embeddings
-        if num_columns > longest:
-            raise ValueError(
-                f"input_ids has {num_columns} tokens a row; the position table ends at {longest}. Let the tokenizer "
-                "truncate (truncation=True)."
-            )
+        check_length(input_ids, longest)
         if position_ids is not None:
             if position_ids.shape not in ((batch_size, num_columns), (1, num_columns)):
                 raise ValueError(

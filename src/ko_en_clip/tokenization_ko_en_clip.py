@@ -50,3 +50,8 @@ def check_input_ids(input_ids: Sequence[Sequence[int]], tokenizer: TokenizersBac
             )
         if min(row) < 0 or max(row) >= num_ids:
             raise ValueError(f"input_ids row {number} holds ids outside 0..{num_ids - 1}: {list(row)}.")
+
+
+def text_lengths_of(input_ids: Sequence[Sequence[int]], tokenizer: TokenizersBackend) -> list[int]:
+    """Tokens of each row up to and with its first EOS, where a text ends for the model; each row has one."""
+    return [list(row).index(tokenizer.eos_token_id) + 1 for row in input_ids]

@@ -9,6 +9,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data.pairs import PairSet, UnreadablePictureError
+from ..tokenization_ko_en_clip import text_lengths_of
 
 BATCH_SIZE = 256
 
@@ -52,8 +53,10 @@ class Encoder:
         return _normalized(self.model.get_image_features(pixel_values=pixel_values).pooler_output)
 
     def _texts(self, batch: Sequence[str]) -> torch.Tensor:
-        inputs = self.processor(text=list(batch), padding=True, truncation=True, return_tensors="pt").to(self.device)
-        return _normalized(self.model.get_text_features(**inputs).pooler_output)
+        inputs = self.processor(text=list(batch), padding=True, truncation=True, return_tensors="pt")
+        lengths = text_lengths_of(inputs["input_ids"].tolist(), self.processor.tokenizer)
+        outputs = self.model.get_text_features(**inputs.to(self.device), text_lengths=lengths)
+        return _normalized(outputs.pooler_output)
 
 
 def image_embeddings(

@@ -28,6 +28,7 @@ def starting_point(settings: ModelSettings) -> tuple[KoEnClipConfig, KoEnClipPro
 
     Raises:
         FileNotFoundError: the tokenizer's folder does not exist.
+        ValueError: there is no such size or field, or the vision tower does not say how large pictures are.
     """
     if settings.init is not None:
         return KoEnClipConfig.from_pretrained(settings.init), KoEnClipProcessor.from_pretrained(settings.init)
@@ -39,7 +40,12 @@ def starting_point(settings: ModelSettings) -> tuple[KoEnClipConfig, KoEnClipPro
         )
     tokenizer = KoEnClipTokenizerFast.from_pretrained(settings.tokenizer)
     config = _configured(settings, tokenizer)
-    size = config.vision_config.image_size
+    size = getattr(config.vision_config, "image_size", None)
+    if not isinstance(size, int):
+        raise ValueError(
+            f"vision_config.image_size is {size!r}; training needs the side of its pictures in pixels. Towers of "
+            f"{config.vision_config.model_type} without such a field cannot be trained from here."
+        )
     image_processor = KoEnClipImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **settings.image_processor
     )
