@@ -30,6 +30,7 @@ from .modeling_ko_en_clip_towers import (
     check_length,
     check_pixel_values,
     check_tokens,
+    first_eos,
     values_can_be_read,
 )
 
@@ -225,7 +226,7 @@ def pool(
     if pooling == "cls":
         return hidden_states[:, 0]
     if pooling == "eos":
-        first = torch.eq(input_ids, eos_token_id).int().argmax(dim=1)  # type: ignore[arg-type]
+        first = first_eos(input_ids, eos_token_id)  # type: ignore[arg-type]
         return hidden_states[torch.arange(len(first), device=first.device), first]
     if not is_sequence:
         return hidden_states.flatten(2).mean(dim=2)

@@ -115,7 +115,17 @@ def values_can_be_read(tensor: torch.Tensor) -> bool:
     Anywhere else a look would break the graph or wait for the device; there the processor and the collator have
     checked.
     """
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return tensor.device.type == "cpu" and not _makes_graph()
+
+
+def _makes_graph() -> bool:
+    """Whether compile, export or tracing is under way, where what depends on values or lengths would be frozen."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def first_eos(input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """Place of the first EOS of each row, int64, (batch,); 0 where there is none, which [`check_eos`] refuses."""
+    return torch.eq(input_ids, eos_token_id).int().argmax(dim=1)
 
 
 def check_pixel_values(pixel_values: torch.Tensor | None, num_channels: int, multiple: int = 1) -> None:
@@ -465,7 +475,7 @@ class KoEnClipTextModel(CLIPTextModel, KoEnClipPreTrainedModel):
         self._check_input(input_ids, attention_mask, position_ids)
         assert input_ids is not None
         lengths = None
-        if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        if not _makes_graph():
             lengths = self._lengths(input_ids, attention_mask, position_ids, text_lengths)
         if lengths is None or _wants_layers(kwargs, self.config):
             if (
@@ -544,7 +554,7 @@ class KoEnClipTextModel(CLIPTextModel, KoEnClipPreTrainedModel):
             if text_lengths is not None:
                 _check_lengths(text_lengths, input_ids)
             return text_lengths
-        lengths = torch.eq(input_ids, self.config.eos_token_id).int().argmax(dim=1) + 1  # type: ignore[arg-type]
+        lengths = first_eos(input_ids, self.config.eos_token_id) + 1  # type: ignore[arg-type]
         if text_lengths is not None and list(text_lengths) != lengths.tolist():
             raise ValueError(
                 f"text_lengths is {list(text_lengths)}; the first EOS of each row (id {self.config.eos_token_id}) "
