@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from moved_weights import moved
 from torch.testing import assert_close
 from transformers import (
     AlignConfig,
@@ -79,16 +80,6 @@ def texts() -> dict[str, torch.Tensor]:
     """Three rows of 4, 6 and 3 tokens, EOS (39) last, padded on the right with 0."""
     input_ids = torch.tensor([[5, 6, 7, 39, 0, 0], [5, 9, 10, 11, 8, 39], [5, 12, 39, 0, 0, 0]])
     return {"input_ids": input_ids, "attention_mask": (input_ids != 0).long()}
-
-
-def moved(model: Any) -> Any:
-    """A model whose every weight is off its initial value: gains of 1 and biases of 0 hide mistakes."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim():
-                weight.add_(0.1 * torch.randn_like(weight))
-    return model.eval()
 
 
 def joint(**fields: Any) -> KoEnClipModel:

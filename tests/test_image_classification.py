@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from moved_weights import moved
 from PIL import Image
 from torch.testing import assert_close
 from transformers import AutoModelForImageClassification, pipeline
@@ -21,16 +22,6 @@ def labelled(config: KoEnClipConfig, num_labels: int = 3, **fields: Any) -> KoEn
 
 def pictures(num: int, size: int = 32) -> torch.Tensor:
     return torch.randn(num, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def moved(model: Any) -> Any:
-    """Every weight off its initial value: gains of 1 and biases of 0 hide mistakes."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim():
-                weight.add_(0.1 * torch.randn_like(weight))
-    return model.eval()
 
 
 @pytest.fixture
