@@ -1,21 +1,32 @@
-"""Random views of training pictures.
+"""Random views of training pictures: `random_view` and `random_views` of one picture, `augment` of a whole batch.
 
 CLIP's only augmentation is a random square crop (Radford et al. 2021, section 2.3); MAE's is a random resized crop
-and a flip (He et al. 2022, section 4). Everything beyond is our choice for small data sets, and off unless a recipe
-asks for it: KELIP reports that strong augmentation can hurt the relation of picture and text (Kim et al. 2022).
+and a flip (He et al. 2022, section 4), Chinese-CLIP's code adds AutoAugment to the two, and KELIP trains with views of
+two sizes (Kim et al. 2022). Everything beyond is our choice for small data sets, and off unless a recipe asks for it:
+KELIP reports that strong augmentation can hurt the relation of picture and text.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from .auto_augment import auto_augment
 
 # Grey axis of RGB, and the rotation about it by 90 degrees.
 _GREY = torch.full((3, 3), 1 / 3)
 _TURN = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
 _WARP_POINTS = 4
 _ERASED_SIDE = (0.15, 0.45)
+# Draws of a size and shape before a random resized crop gives up and takes the middle of the picture.
+_CROP_TRIES = 10
+
+
+def _check_shares(name: str, shares: tuple[float, float]) -> None:
+    if not 0.0 < shares[0] <= shares[1] <= 1.0:
+        raise ValueError(f"{name} is {shares}; it must be two shares with 0 < smallest <= largest <= 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +34,18 @@ class AugmentationSettings:
     """How far a training view may differ from its picture. The defaults cut a square at random, as CLIP does."""
 
     crop_scale: tuple[float, float] = (1.0, 1.0)
-    """Area of the square crop, smallest and largest, as a share of the largest square in the picture."""
+    """Area of the crop, smallest and largest: as a share of the whole picture with `crop_ratio`, and of the largest
+    square in it without. MAE has 0.2 to 1 (He et al. 2022), Chinese-CLIP's code 0.9 to 1; of multi-crop's large views
+    SwAV has 0.14 to 1 (Caron et al. 2020) and DINO 0.4 to 1 (Caron et al. 2021)."""
+    crop_ratio: tuple[float, float] | None = None
+    """Width over height of the crop, smallest and largest. With 0.75 and 1.3333 the crop is the field's random resized
+    crop (Szegedy et al. 2015), as MAE, SwAV, DINO and Chinese-CLIP have it. Without it the crop is a square, as CLIP
+    has it."""
     flip: float = 0.0
     """Probability of a horizontal flip."""
+    auto_augment: bool = False
+    """Whether AutoAugment's policy for ImageNet changes the view (Cubuk et al. 2019), as in Chinese-CLIP's code; not
+    with `background`."""
     rotation: float = 0.0
     """Largest rotation in degrees, either way."""
     zoom: tuple[float, float] = (1.0, 1.0)
@@ -58,10 +78,15 @@ class AugmentationSettings:
     """Probability that a rectangle is covered with a random colour."""
 
     def __post_init__(self) -> None:
-        low, high = self.crop_scale
-        if not 0.0 < low <= high <= 1.0:
+        _check_shares("crop_scale", self.crop_scale)
+        if self.crop_ratio is not None and not 0.0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(
-                f"crop_scale is {self.crop_scale}; it must be two shares with 0 < smallest <= largest <= 1."
+                f"crop_ratio is {self.crop_ratio}; it must be two ratios with 0 < smallest <= largest, or absent."
+            )
+        if self.auto_augment and self.background:
+            raise ValueError(
+                f"auto_augment is set and background is {self.background}; AutoAugment knows no opacity, so leave one "
+                "of them at its default."
             )
         if not 0.0 < self.zoom[0] <= self.zoom[1]:
             raise ValueError(f"zoom is {self.zoom}; it must be two magnifications with 0 < smallest <= largest.")
@@ -78,10 +103,67 @@ class AugmentationSettings:
         return any(getattr(self, name) != defaults[name] for name in names)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MultiCropSettings:
+    """How many views a picture has (Caron et al. 2020, section 3.3). The defaults give one, as CLIP has.
+
+    KELIP trains with views of 224 and 96 pixels and says neither how many nor how large the crops are; SwAV has 2
+    large and 6 small ones, DINO's code 2 and 8. What large crops cover is `crop_scale` of the augmentation.
+    """
+
+    num_global: int = 1
+    """Large views of a picture, of the size that the image processor has."""
+    num_local: int = 0
+    """Small views of a picture."""
+    local_size: int = 96
+    """Side of a small view in pixels: that of KELIP, SwAV and DINO."""
+    local_crop_scale: tuple[float, float] = (0.05, 0.4)
+    """Area of a small view's crop, as `crop_scale` is that of a large one's. DINO has 0.05 to 0.4, SwAV 0.05 to 0.14;
+    taking DINO's is our choice, since a caption seldom tells of a twentieth of its picture."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_global", 1), ("num_local", 0), ("local_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        _check_shares("local_crop_scale", self.local_crop_scale)
+
+
+class Views(NamedTuple):
+    """Views of one picture, uint8."""
+
+    global_views: torch.Tensor
+    """(num_global, channels, size, size)."""
+    local_views: torch.Tensor
+    """(num_local, channels, local_size, local_size)."""
+
+
+def random_views(
+    picture: torch.Tensor,
+    size: int,
+    settings: AugmentationSettings,
+    crops: MultiCropSettings,
+    generator: torch.Generator,
+) -> Views:
+    """Large and small views of a picture, each drawn for itself; the first is what `random_view` would give.
+
+    Args:
+        picture: uint8, (channels, height, width).
+        size: side of a large view in pixels.
+        settings: what may happen to each.
+        crops: how many there are, and what the small ones cover.
+        generator: decides what happens; the same state gives the same views.
+    """
+    of_local = replace(settings, crop_scale=crops.local_crop_scale)
+    large = [random_view(picture, size, settings, generator) for _ in range(crops.num_global)]
+    small = [random_view(picture, crops.local_size, of_local, generator) for _ in range(crops.num_local)]
+    none = picture.new_empty(0, len(picture), crops.local_size, crops.local_size)
+    return Views(torch.stack(large), torch.stack(small) if small else none)
+
+
 def random_view(
     picture: torch.Tensor, size: int, settings: AugmentationSettings, generator: torch.Generator
 ) -> torch.Tensor:
-    """A random square crop, resized and perhaps flipped.
+    """A random crop, resized (bicubic, antialiased), perhaps flipped, perhaps changed by AutoAugment.
 
     Args:
         picture: uint8, (channels, height, width).
@@ -91,16 +173,54 @@ def random_view(
 
     Returns:
         uint8, (channels, size, size).
+
+    Raises:
+        ValueError: AutoAugment is asked for, and the picture has not three channels.
     """
     height, width = picture.shape[-2:]
-    low, high = settings.crop_scale
-    draw = torch.rand(4, generator=generator).tolist()
-    side = max(1, round(min(height, width) * (low + (high - low) * draw[0]) ** 0.5))
-    top, left = int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1))
-    view = picture[:, top : top + side, left : left + side]
-    if side != size:
+    if settings.crop_ratio is None:
+        top, left, rows, columns = _square(height, width, settings.crop_scale, generator)
+    else:
+        top, left, rows, columns = _rectangle(height, width, settings.crop_scale, settings.crop_ratio, generator)
+    view = picture[:, top : top + rows, left : left + columns]
+    if (rows, columns) != (size, size):
         view = nn.functional.interpolate(view[None], size=(size, size), mode="bicubic", antialias=True)[0]
-    return view.flip(-1) if draw[3] < settings.flip else view
+    if torch.rand(1, generator=generator).item() < settings.flip:
+        view = view.flip(-1)
+    return auto_augment(view, generator) if settings.auto_augment else view
+
+
+def _square(
+    height: int, width: int, scale: tuple[float, float], generator: torch.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a square whose area is a share of the largest one, anywhere in the picture."""
+    share, down, right = torch.rand(3, generator=generator).tolist()
+    side = max(1, round(min(height, width) * (scale[0] + (scale[1] - scale[0]) * share) ** 0.5))
+    return int(down * (height - side + 1)), int(right * (width - side + 1)), side, side
+
+
+def _rectangle(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random resized crop.
+
+    The area is evenly spread in `scale`, the logarithm of the ratio in that of `ratio`. What does not fit is drawn
+    again; after ten draws the crop is the largest of an allowed ratio in the middle of the picture.
+
+    Reference:
+        Szegedy et al. 2015, section 6; the tries and what follows them are those of torchvision's RandomResizedCrop.
+    """
+    tries = torch.rand(_CROP_TRIES, 2, generator=generator).tolist()
+    down, right = torch.rand(2, generator=generator).tolist()
+    for share, shape in tries:
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
+        drawn_ratio = ratio[0] * (ratio[1] / ratio[0]) ** shape
+        rows, columns = round((area / drawn_ratio) ** 0.5), round((area * drawn_ratio) ** 0.5)
+        if 0 < rows <= height and 0 < columns <= width:
+            return int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns
+    rows = max(1, min(height, round(width / ratio[0])))
+    columns = max(1, min(width, round(height * ratio[1])))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
 def augment(views: torch.Tensor, settings: AugmentationSettings, generator: torch.Generator) -> torch.Tensor:
@@ -115,7 +235,8 @@ def augment(views: torch.Tensor, settings: AugmentationSettings, generator: torc
     Returns:
         uint8, (batch, 3, size, size); opaque.
     """
-    if views.shape[1] == 3 and settings == AugmentationSettings(crop_scale=settings.crop_scale, flip=settings.flip):
+    done = {name: getattr(settings, name) for name in ("crop_scale", "crop_ratio", "flip", "auto_augment")}
+    if views.shape[1] == 3 and settings == AugmentationSettings(**done):
         return views
     pixels = views.float() / 255
     if pixels.shape[1] == 3:
