@@ -2,7 +2,6 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -13,7 +12,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from ko_en_clip import KoEnClipProcessor
-from ko_en_clip.data.augmentation import AugmentationSettings, augment, random_view
+from ko_en_clip.data.augmentation import AugmentationSettings
 from ko_en_clip.data.loading import (
     Collator,
     Example,
@@ -388,199 +387,7 @@ def test_group_numbers_fit_int64_and_do_not_meet() -> None:
     assert torch.tensor(numbers).tolist() == numbers
 
 
-# Views
-
-
-def ramp(height: int, width: int) -> torch.Tensor:
-    """Channels that tell the row, the column, and nothing."""
-    rows = torch.arange(height, dtype=torch.uint8)[:, None].expand(height, width)
-    columns = torch.arange(width, dtype=torch.uint8)[None].expand(height, width)
-    return torch.stack([rows, columns, torch.full((height, width), 9, dtype=torch.uint8)])
-
-
-def test_default_view_changes_nothing_but_the_size() -> None:
-    picture = ramp(32, 32)
-    assert torch.equal(random_view(picture, 32, PLAIN, generator()), picture)
-    assert random_view(picture, 24, PLAIN, generator()).shape == (3, 24, 24)
-
-
-def test_view_is_reproducible() -> None:
-    picture = ramp(50, 70)
-    one, same, other = (random_view(picture, 24, CROPS, generator(seed)) for seed in (1, 1, 2))
-    assert one.dtype == torch.uint8
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-
-
-def windows(size: int, scale: float, height: int, width: int, draws: int = 400) -> Iterator[tuple[int, int]]:
-    """Where views of a picture are cut out, each seen to be a whole window of it."""
-    settings = AugmentationSettings(crop_scale=(scale, scale))
-    picture = ramp(height, width)
-    for seed in range(draws):
-        view = random_view(picture, size, settings, generator(seed))
-        top, left = int(view[0, 0, 0]), int(view[1, 0, 0])
-        assert torch.equal(view, picture[:, top : top + size, left : left + size])
-        yield top, left
-
-
-def test_crop_of_a_quarter_is_half_the_side_anywhere() -> None:
-    places = list(windows(16, 0.25, 32, 32))
-    for axis in (0, 1):
-        # 17 places; the chance that 400 draws miss one of them is 17 * (16 / 17)^400 < 1e-9.
-        assert {place[axis] for place in places} == set(range(17))
-    assert len(set(places)) > 100
-
-
-def test_default_crop_of_a_wide_picture_is_a_square_of_its_height() -> None:
-    places = set(windows(16, 1.0, 16, 24))
-    assert {top for top, _ in places} == {0}
-    assert {left for _, left in places} == set(range(9))
-
-
-def test_crop_scale_is_a_share_of_the_area() -> None:
-    """Sides seen by how far the columns run across a view: from side / size times half a pixel at each end."""
-    settings = AugmentationSettings(crop_scale=(0.25, 0.64))
-    shares = []
-    for seed in range(300):
-        view = random_view(ramp(200, 200), 20, settings, generator(seed))[1].float()
-        side = (view[:, 16].mean() - view[:, 4].mean()) / 12 * 20
-        shares.append((side.item() / 200) ** 2)
-    # Rounding of pixels to whole numbers: half a pixel in about 60.
-    assert 0.25 * 0.97 < min(shares) < 0.3
-    assert 0.59 < max(shares) < 0.64 * 1.03
-    # Evenly spread areas: five standard deviations of their mean, 0.113 / sqrt(300).
-    assert np.mean(shares) == pytest.approx((0.25 + 0.64) / 2, abs=5 * 0.0065)
-
-
-@pytest.mark.parametrize(("flip", "low", "high"), [(0.0, 0, 0), (1.0, 200, 200), (0.5, 65, 135), (0.1, 1, 42)])
-def test_flip_is_a_probability(flip: float, low: int, high: int) -> None:
-    """Of 200 views; five standard deviations either way."""
-    picture = ramp(8, 8)
-    flipped = 0
-    for seed in range(200):
-        view = random_view(picture, 8, AugmentationSettings(flip=flip), generator(seed))
-        mirrored = torch.equal(view, picture.flip(2))
-        assert mirrored or torch.equal(view, picture)
-        flipped += mirrored
-    assert low <= flipped <= high
-
-
-@pytest.mark.parametrize(
-    ("good", "bad", "named"),
-    [
-        ({"crop_scale": (0.5, 0.5)}, {"crop_scale": (0.6, 0.5)}, r"crop_scale is \(0.6, 0.5\)"),
-        ({"crop_scale": (0.1, 1.0)}, {"crop_scale": (0.0, 1.0)}, r"crop_scale is \(0.0, 1.0\)"),
-        ({"crop_scale": (0.1, 1.0)}, {"crop_scale": (0.5, 1.1)}, r"crop_scale is \(0.5, 1.1\)"),
-        ({"zoom": (0.5, 2.0)}, {"zoom": (0.0, 2.0)}, r"zoom is \(0.0, 2.0\)"),
-        *(
-            ({name: 1.0}, {name: 1.1}, f"{name} is 1.1; a probability")
-            for name in ("flip", "grey", "background", "thicken", "blur", "erase")
-        ),
-        *(
-            ({name: 0.5}, {name: -0.1}, f"{name} is -0.1; it must not be negative")
-            for name in ("rotation", "shift", "stretch", "shear", "warp", "contrast", "saturation", "hue")
-        ),
-    ],
-)
-def test_bad_augmentation_settings_are_refused(good: dict[str, Any], bad: dict[str, Any], named: str) -> None:
-    AugmentationSettings(**good)
-    with pytest.raises(ValueError, match=named):
-        AugmentationSettings(**bad)
-
-
 # Whole batches
-
-
-def views(num: int = 4, channels: int = 3, size: int = 16) -> torch.Tensor:
-    return torch.randint(0, 256, (num, channels, size, size), generator=generator(9), dtype=torch.uint8)
-
-
-def changed_by(settings: AugmentationSettings, pictures: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    found = augment(pictures.clone(), settings, generator(seed))
-    assert (found.dtype, found.shape) == (torch.uint8, (len(pictures), 3, *pictures.shape[2:]))
-    return found
-
-
-def test_batch_is_left_as_it_was_without_settings() -> None:
-    assert torch.equal(changed_by(PLAIN, views()), views())
-    assert torch.equal(changed_by(CROPS, views()), views())
-
-
-def test_batch_augmentation_is_reproducible_and_draws_for_each_view() -> None:
-    pictures = views(1).expand(4, -1, -1, -1)
-    one, same, other = (changed_by(EVERYTHING, pictures, seed) for seed in (0, 0, 1))
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-    assert len({view.numpy().tobytes() for view in one}) == 4
-
-
-@pytest.mark.parametrize(
-    "field",
-    [{"rotation": 20.0}, {"zoom": (0.6, 0.9)}, {"shift": 0.3}, {"stretch": 0.3}, {"shear": 0.3}, {"warp": 0.1}]
-    + [{"brightness": 0.3}, {"contrast": 0.5}, {"saturation": 0.9}, {"hue": 0.3}, {"grey": 1.0}]
-    + [{"thicken": 1.0}, {"blur": 1.0}, {"erase": 1.0}],
-)
-def test_every_setting_has_an_effect(field: dict[str, Any]) -> None:
-    assert not torch.equal(changed_by(AugmentationSettings(**field), views()), views())
-
-
-def test_grey_has_no_colour_and_hue_keeps_brightness() -> None:
-    grey = changed_by(AugmentationSettings(grey=1.0), views()).int()
-    assert (grey.amax(dim=1) == grey.amin(dim=1)).all()
-    # Red, green and blue count the same: the mean of the three, to a rounding.
-    assert (grey[:, 0] - views().float().mean(dim=1)).abs().max() <= 0.51
-    # Soft colours, so that nothing is cut off at black or white.
-    soft = 100 + views() // 6
-    turned = changed_by(AugmentationSettings(hue=0.5), soft).float()
-    assert (turned.mean(dim=1) - soft.float().mean(dim=1)).abs().max() <= 0.51
-    assert (turned - soft).abs().max() > 5
-
-
-def test_shift_moves_by_at_most_its_share() -> None:
-    picture = torch.full((64, 3, 20, 20), 255, dtype=torch.uint8)
-    picture[:, :, 10, 10] = 0
-    found = 255 - changed_by(AugmentationSettings(shift=0.25), picture)[:, 0].float()
-    places = torch.arange(20.0)
-    for line in (found.sum(dim=1), found.sum(dim=2)):
-        moved = (line @ places) / line.sum(dim=1) - 10
-        # A quarter of 20 pixels; rounding to whole brightness moves the centre by less than a tenth.
-        assert moved.abs().max() <= 5.1
-        assert moved.max() > 3
-        assert moved.min() < -3
-
-
-def test_what_comes_in_over_the_edge_is_white() -> None:
-    black = torch.zeros(8, 3, 20, 20, dtype=torch.uint8)
-    found = changed_by(AugmentationSettings(zoom=(0.5, 0.5)), black)
-    # Half the size: 10 pixels in the middle are the picture.
-    assert (found[:, :, :4] == 255).all()
-    assert (found[:, :, 6:14, 6:14] == 0).all()
-    larger = changed_by(AugmentationSettings(zoom=(2.0, 2.0)), black)
-    assert (larger == 0).all()
-
-
-def test_erase_covers_one_rectangle_with_one_colour() -> None:
-    black = torch.zeros(100, 3, 20, 20, dtype=torch.uint8)
-    found = changed_by(AugmentationSettings(erase=0.5), black)
-    covered = (found != 0).any(dim=1)
-    # 100 views at 1/2: five standard deviations are 25.
-    assert 25 <= covered.flatten(1).any(dim=1).sum() <= 75
-    for view, mask in zip(found, covered, strict=True):
-        if mask.any():
-            assert torch.equal(mask, mask.any(dim=1)[:, None] & mask.any(dim=0)[None])
-            assert len(set(map(tuple, view.permute(1, 2, 0)[mask].tolist()))) == 1
-
-
-def test_opacity_lets_the_background_through() -> None:
-    """Colours come multiplied by opacity: half-opaque red is (128, 0, 0, 128), on white (255, 127, 127)."""
-    half = torch.tensor([128, 0, 0, 128], dtype=torch.uint8)[None, :, None, None].expand(200, -1, 4, 4)
-    found = changed_by(PLAIN, half)
-    assert (found - torch.tensor([255, 127, 127])[None, :, None, None]).abs().max() <= 1
-    drawn = changed_by(AugmentationSettings(background=0.5), half)
-    on_white = (drawn[:, 1] == 127).flatten(1).all(dim=1)
-    # 200 views at 1/2: five standard deviations are 36.
-    assert 64 <= on_white.sum() <= 136
-    assert len(set(drawn[:, 1, 0, 0].tolist())) > 30
 
 
 def test_transparent_pictures_are_laid_on_white_or_on_drawn_colours(tiny_processor: KoEnClipProcessor) -> None:
@@ -598,7 +405,7 @@ def test_transparent_pictures_are_laid_on_white_or_on_drawn_colours(tiny_process
 
 def test_normalised_views_are_what_the_image_processor_gives(tiny_processor: KoEnClipProcessor) -> None:
     processor = tiny_processor.image_processor
-    pictures = views(3, size=32)
+    pictures = torch.randint(0, 256, (3, 3, 32, 32), generator=generator(9), dtype=torch.uint8)
     expected = processor(list(pictures), return_tensors="pt")["pixel_values"]
     # 1e-6: the same operations in float32.
     assert_close(normalized(pictures, processor), expected, rtol=1e-6, atol=1e-6)
