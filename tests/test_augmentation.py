@@ -234,6 +234,23 @@ def test_area_logarithm_of_the_ratio_and_place_are_evenly_spread(monkeypatch: py
     assert distance_from_even((np.sqrt(height * width) / 256 - 0.05**0.5) / (0.3**0.5 - 0.05**0.5)) > 0.08
 
 
+def test_a_crop_lies_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = AugmentationSettings(crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0))
+    found = set(boxes(16, 16, settings, 400, monkeypatch))
+    assert {box[2:] for box in found} == {(8, 8)}
+    for axis in (0, 1):
+        # Nine places; the chance that 400 draws miss one of them is 9 * (8 / 9)^400 < 1e-19.
+        assert {box[axis] for box in found} == set(range(9))
+    assert len(found) > 60
+
+
+def test_a_ratio_is_width_over_height(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = AugmentationSettings(crop_scale=(0.2, 0.3), crop_ratio=(1.5, 3.0))
+    # Half a pixel of rounding in at least 63 rows.
+    ratios = [width / height for *_, height, width in boxes(250, 250, settings, 200, monkeypatch)]
+    assert 1.5 * 0.98 < min(ratios) < 1.6 and 2.8 < max(ratios) < 3.0 * 1.02
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 3), (5, 250), (200, 100), (100, 256)])
 def test_a_crop_of_any_picture_lies_in_it_and_keeps_its_ranges(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
@@ -416,7 +433,8 @@ def changed_by(settings: AugmentationSettings, pictures: torch.Tensor, seed: int
 def test_batch_is_left_as_it_was_without_settings() -> None:
     assert torch.equal(changed_by(PLAIN, views()), views())
     done_before = replace(RESIZED, auto_augment=True)
-    assert torch.equal(changed_by(done_before, views()), views())
+    batch = views()
+    assert augment(batch, done_before, generator()) is batch
     assert not torch.equal(changed_by(replace(done_before, grey=1.0), views()), views())
 
 
@@ -758,14 +776,23 @@ def test_magnitudes_of_levels_by_hand(operation: Operation, expected: dict[int, 
         assert magnitude_of(step, negative=True) == pytest.approx(-magnitude if either_way else magnitude, rel=1e-12)
 
 
-def test_the_policy_has_five_pairs_twice_and_ten_operations() -> None:
-    assert len(IMAGENET_POLICY) == 25
-    assert Counter(Counter(IMAGENET_POLICY).values()) == {2: 5, 1: 15}
-    used = Counter(step.operation for pair in IMAGENET_POLICY for step in pair)
-    assert set(MAGNITUDES) - set(used) == {"ShearY", "TranslateX", "TranslateY", "Brightness"}
-    assert all(
-        0 <= step.level <= 9 and (step.probability * 5).is_integer() for pair in IMAGENET_POLICY for step in pair
-    )
+# Operation, probability in tenths and level, twice for each pair.
+PAIRS = """
+Posterize 4 8 Rotate 6 9, Solarize 6 5 AutoContrast 6 5, Equalize 8 8 Equalize 6 3, Posterize 6 7 Posterize 6 6,
+Equalize 4 7 Solarize 2 4, Equalize 4 4 Rotate 8 8, Solarize 6 3 Equalize 6 7, Posterize 8 5 Equalize 10 2,
+Rotate 2 3 Solarize 6 8, Equalize 6 8 Posterize 4 6, Rotate 8 8 Color 4 0, Rotate 4 9 Equalize 6 2,
+Equalize 0 7 Equalize 8 8, Invert 6 4 Equalize 10 8, Color 6 4 Contrast 10 8, Rotate 8 8 Color 10 2,
+Color 8 8 Solarize 8 7, Sharpness 4 7 Invert 6 8, ShearX 6 5 Equalize 10 9, Color 4 0 Equalize 6 3
+"""
+
+
+def test_the_policy_is_the_table_of_the_paper() -> None:
+    """Twenty pairs, of which five come again at the end (Cubuk et al. 2019, table 9)."""
+    rows = [row.split() for row in PAIRS.split(",")]
+    once = [((a, int(b) / 10, int(c)), (d, int(e) / 10, int(f))) for a, b, c, d, e, f in rows]
+    assert [tuple(map(tuple, pair)) for pair in IMAGENET_POLICY] == once + [once[row] for row in (4, 1, 13, 14, 2)]
+    used = {step.operation for pair in IMAGENET_POLICY for step in pair}
+    assert set(MAGNITUDES) - used == {"ShearY", "TranslateX", "TranslateY", "Brightness"}
 
 
 Outcome = tuple[tuple[Operation, float], ...]

@@ -105,7 +105,7 @@ class AugmentationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MultiCropSettings:
-    """How many views a picture has (Caron et al. 2020, section 3.3). The defaults give one, as CLIP has.
+    """How many views a picture has (Caron et al. 2020, section 3.2). The defaults give one, as CLIP has.
 
     KELIP trains with views of 224 and 96 pixels and says neither how many nor how large the crops are; SwAV has 2
     large and 6 small ones, DINO's code 2 and 8. What large crops cover is `crop_scale` of the augmentation.
@@ -210,7 +210,8 @@ def _rectangle(
     again; after ten draws the crop is the largest of an allowed ratio in the middle of the picture.
 
     Reference:
-        Szegedy et al. 2015, section 6; the tries and what follows them are those of torchvision's RandomResizedCrop.
+        Szegedy et al. 2015, section 6, who do not say how the ratio is spread; that, the tries and what follows them
+        are torchvision's RandomResizedCrop.
     """
     tries = torch.rand(_CROP_TRIES, 2, generator=generator).tolist()
     down, right = torch.rand(2, generator=generator).tolist()
