@@ -18,7 +18,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "
 # Frozen on purpose: a new flag is a decision, and this list is where it is seen.
 FLAGS = {
     "demo": {"output_dir", "pretrain_steps", "train_steps", "one_language"},
-    "train-tokenizer": {"output_dir", "tokenizer", "texts", "data"},
+    "train-tokenizer": {"output_dir", "tokenizer", "sources", "num_texts"},
     "pretrain": {"data", "model", "loading", "optimization", "run", "augmentation"},
     "train": {"data", "model", "loading", "optimization", "run", "augmentation"},
     "evaluate": {"model", "suite", "override", "output_dir"},
@@ -81,6 +81,7 @@ def test_a_field_of_the_wrong_type_in_a_recipe_is_named(tmp_path):
 def test_two_processes_train_from_the_command_line(tmp_path):
     """The verbs as a person runs them: tokenizer, then training on two processes, then evaluation."""
     data = '{"path": "digits", "split": "test", "captions": {"caption_ko": "ko", "caption_en": "en"}, "group": "pair"}'
+    source = f'{{"name": "digits", "data": {data}}}'
     command = [sys.executable, "-m", "ko_en_clip"]
 
     def run(*arguments):
@@ -88,7 +89,7 @@ def test_two_processes_train_from_the_command_line(tmp_path):
         assert done.returncode == 0, done.stderr[-4000:]
         return done
 
-    run(*command, "train-tokenizer", "--output_dir=tok", "--tokenizer.vocab_size=300", f"--data=[{data}]")
+    run(*command, "train-tokenizer", "--output_dir=tok", "--tokenizer.vocab_size=300", f"--sources=[{source}]")
     tower = "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from training_texts import caption_texts
 
 from ko_en_clip import KoEnClipModel
 from ko_en_clip.data.loading import LoadingSettings
-from ko_en_clip.data.pairs import DataSettings, open_pairs
+from ko_en_clip.data.pairs import DataSettings
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 from ko_en_clip.training.contrastive import train_contrastive
 from ko_en_clip.training.logs import read_metrics
@@ -21,9 +22,7 @@ TOWER = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "n
 def test_training_learns_in_every_precision(tmp_path, precision):
     AcceleratorState._reset_state(reset_partial_state=True)
     data = DataSettings(path="digits", captions={"caption_ko": "ko", "caption_en": "en"}, group="pair")
-    train_tokenizer(open_pairs(data).texts(), TokenizerSettings(vocab_size=400)).save_pretrained(
-        tmp_path / "tokenizer"
-    )
+    train_tokenizer(caption_texts(data), TokenizerSettings(vocab_size=400)).save_pretrained(tmp_path / "tokenizer")
     config = {
         "projection_dim": 64,
         "text_config": TOWER,

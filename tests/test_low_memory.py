@@ -7,10 +7,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
+from training_texts import caption_texts
 
 from ko_en_clip import KoEnClipForPreTraining, KoEnClipModel
 from ko_en_clip.data.loading import LoadingSettings
-from ko_en_clip.data.pairs import DataSettings, open_pairs
+from ko_en_clip.data.pairs import DataSettings
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 from ko_en_clip.training.contrastive import train_contrastive
 from ko_en_clip.training.logs import read_metrics
@@ -45,7 +46,7 @@ def fresh_accelerator():
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(open_pairs(DATA).texts(), TokenizerSettings(vocab_size=320)).save_pretrained(folder)
+    train_tokenizer(caption_texts(DATA), TokenizerSettings(vocab_size=320)).save_pretrained(folder)
     return folder
 
 

@@ -5,13 +5,16 @@ import pytest
 from ko_en_clip.commands.demo import DemoSettings
 from ko_en_clip.commands.demo import run as run_demo
 from ko_en_clip.commands.train_tokenizer import TrainTokenizerSettings, run
+from ko_en_clip.data.pairs import DataSettings
+from ko_en_clip.data.texts import TextSource
 from ko_en_clip.manifests import clear_stage_folder, read_manifest, write_manifest
 from ko_en_clip.tokenizer_training import TokenizerSettings
 
 
 def settings(folder, text):
+    source = TextSource(name="text", data=DataSettings(path=str(text), captions={"text": "ko"}))
     return TrainTokenizerSettings(
-        output_dir=str(folder), tokenizer=TokenizerSettings(vocab_size=300), texts=[str(text)]
+        output_dir=str(folder), tokenizer=TokenizerSettings(vocab_size=300), sources=[source]
     )
 
 

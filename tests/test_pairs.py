@@ -178,19 +178,6 @@ def test_two_columns_of_one_language_are_joined() -> None:
     assert pairs_of(cells, captions={"alt": "ko", "title": "en"}).languages() == ["ko", "en"]
 
 
-def test_texts_are_every_caption() -> None:
-    cells = {"image": [b"", b""], "ko": [["하나", "", "둘"], None], "en": ["one", "two"], "other": ["x", "y"]}
-    assert sorted(pairs_of(cells, captions=BOTH).texts()) == sorted(["하나", "둘", "one", "two"])
-
-
-def test_blank_captions_are_no_texts() -> None:
-    """The trainer of the tokenizer sees the captions that training sees."""
-    cells = {"image": [b"", b""], "ko": [["하나", "  "], [None]], "en": ["", "two"]}
-    pairs = pairs_of(cells, captions=BOTH)
-    seen = [text for index in range(2) for found in pairs.captions(index).values() for text in found]
-    assert sorted(pairs.texts()) == sorted(seen)
-
-
 # where, group, fingerprint
 
 

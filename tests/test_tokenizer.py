@@ -12,7 +12,7 @@ from training_texts import TRAINING_TEXTS
 from transformers import AutoTokenizer
 
 from ko_en_clip import KoEnClipTokenizerFast
-from ko_en_clip.tokenizer_training import TokenizerSettings, text_lines, train_tokenizer
+from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 
 TEXTS = [
     "왼쪽에 삼, 오른쪽에 칠",
@@ -292,14 +292,6 @@ def test_settings_too_small_are_refused(good: dict[str, int], bad: dict[str, int
 def test_training_on_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no text to train a tokenizer on"):
         train_tokenizer(iter([]), TokenizerSettings(vocab_size=300))
-
-
-def test_lines_of_files_are_read_in_order(tmp_path: Path) -> None:
-    (tmp_path / "ko.txt").write_text("눈 덮인 산\n\n  호수 \n", encoding="utf-8")
-    (tmp_path / "en.txt").write_text("a dog", encoding="utf-8")
-    files = [str(tmp_path / "ko.txt"), str(tmp_path / "en.txt")]
-    assert list(text_lines(files)) == ["눈 덮인 산", "호수", "a dog"]
-    assert list(text_lines(files[::-1])) == ["a dog", "눈 덮인 산", "호수"]
 
 
 def test_decomposed_korean_costs_no_more_tokens_on_real_captions(

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from training_texts import caption_texts
 from transformers import AutoModel, AutoProcessor
 
 import ko_en_clip.training.loop as loop
@@ -48,8 +49,8 @@ def fresh_accelerator():
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    captions = open_pairs(DataSettings(path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"}))
-    train_tokenizer(captions.texts(), TokenizerSettings(vocab_size=300)).save_pretrained(folder)
+    data = DataSettings(path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"})
+    train_tokenizer(caption_texts(data), TokenizerSettings(vocab_size=300)).save_pretrained(folder)
     return folder
 
 

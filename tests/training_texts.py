@@ -2,6 +2,9 @@
 
 import unicodedata
 
+from ko_en_clip.data.pairs import DataSettings
+from ko_en_clip.data.texts import TextSource, stream_texts
+
 TRAINING_TEXTS = (
     "눈 덮인 산과 호수",
     "한 마리 강아지가 잔디 위를 달린다 🐶",
@@ -16,3 +19,8 @@ TRAINING_TEXTS = (
     "two people drinking coffee ☕ in 2022",
     "가족 👨‍👩‍👧 a family",
 )
+
+
+def caption_texts(data: DataSettings) -> list[str]:
+    """All captions of a data set, for a tokenizer to be trained on."""
+    return [text.text for text in stream_texts(TextSource(name="captions", data=data))]

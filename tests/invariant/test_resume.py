@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from training_texts import caption_texts
 
-from ko_en_clip.data.pairs import DataSettings, open_pairs
+from ko_en_clip.data.pairs import DataSettings
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 
 CAPTIONS = {"caption_ko": "ko", "caption_en": "en"}
@@ -50,7 +51,7 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("steps_before_the_kill", [23, 90])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, steps_before_the_kill):
-    texts = open_pairs(DataSettings(path="digits", split="test", captions=CAPTIONS)).texts()
+    texts = caption_texts(DataSettings(path="digits", split="test", captions=CAPTIONS))
     train_tokenizer(texts, TokenizerSettings(vocab_size=300)).save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     assert start(tmp_path, "--run.output_dir=straight").wait(timeout=300) == 0

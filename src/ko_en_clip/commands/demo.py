@@ -9,6 +9,7 @@ import torch
 
 from ..data.digits import CAPTIONS, english_captions, korean_captions, unseen_pairs
 from ..data.pairs import DataSettings, PairSet, open_pairs
+from ..data.texts import TextSource
 from ..evaluation.embeddings import Encoder
 from ..evaluation.metrics import Result
 from ..evaluation.report import guessing_loss, loss_curves, matrix_cells, picture_uri, render
@@ -83,7 +84,7 @@ def _train(settings: DemoSettings, folder: Path) -> None:
         train_tokenizer.TrainTokenizerSettings(
             output_dir=str(folder / "tokenizer"),
             tokenizer=TokenizerSettings(vocab_size=600),
-            data=[DataSettings(path="digits", name=variant, captions=CAPTIONS)],
+            sources=[TextSource(name="digits", data=DataSettings(path="digits", name=variant, captions=CAPTIONS))],
         )
     )
     pretrain_mae(

@@ -1,14 +1,12 @@
-"""`ko-en-clip train-tokenizer`: the joint vocabulary from text files or a data set's captions."""
+"""`ko-en-clip train-tokenizer`: the joint vocabulary from texts in both languages."""
 
-import itertools
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..data.pairs import DataSettings, open_pairs
-from ..manifests import check_stage_folder, clear_stage_folder, hash_file, write_manifest
-from ..tokenizer_training import TokenizerSettings, text_lines, train_tokenizer
+from ..data.texts import TextMixture, TextSource
+from ..manifests import check_stage_folder, clear_stage_folder, write_manifest
+from ..tokenizer_training import TokenizerSettings, train_tokenizer
 
 _STAGE = "train-tokenizer"
 
@@ -21,28 +19,36 @@ class TrainTokenizerSettings:
     """Folder to write."""
     tokenizer: TokenizerSettings
     """Size and length."""
-    texts: list[str] = field(default_factory=list)
-    """UTF-8 text files, one text a line."""
-    data: list[DataSettings] = field(default_factory=list)
-    """Data sets whose caption columns are read."""
+    sources: list[TextSource]
+    """Texts to train on. They are read once, or twice where `num_texts` is set."""
+    num_texts: dict[str, int] = field(default_factory=dict)
+    """Texts of each language to train on, as in {"en": 2000000, "ko": 1500000} (Kim et al. 2022), drawn evenly over
+    its sources in proportion to their texts and weights; empty for every text as often as its weight says."""
 
     def __post_init__(self) -> None:
-        if not self.texts and not self.data:
-            raise ValueError("texts and data are both empty; name text files, or data sets with captions.")
+        if not self.sources:
+            raise ValueError("sources is empty; name text files, or data sets with texts.")
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two sources have one name: {', '.join(names)}.")
 
 
 def run(settings: TrainTokenizerSettings) -> None:
     """Train on all texts given and write the tokenizer's folder."""
     folder = Path(settings.output_dir)
     check_stage_folder(folder, _STAGE)
-    sets = [open_pairs(data) for data in settings.data]
-    texts = itertools.chain(text_lines(settings.texts), *(pairs.texts() for pairs in sets))
-    tokenizer = train_tokenizer(texts, settings.tokenizer)
+    mixture = TextMixture(settings.sources, settings.num_texts)
+    tokenizer = train_tokenizer(mixture, settings.tokenizer)
+    inputs = {
+        "texts": [
+            {"language": language, "source": source, "texts": count}
+            for (language, source), count in mixture.used.items()
+        ],
+        "texts_sha256": mixture.digest,
+    }
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     tokenizer.save_pretrained(partial)
-    inputs: dict[str, Any] = {file: hash_file(Path(file)) for file in settings.texts}
-    inputs["data"] = [pairs.fingerprint() for pairs in sets]
     write_manifest(partial, stage=_STAGE, settings=settings, inputs=inputs)
     clear_stage_folder(folder, _STAGE)
     partial.rename(folder)

@@ -3,8 +3,9 @@
 Training and evaluation read through this one door: it names the columns, checks them, and decodes pictures.
 """
 
+import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from PIL import Image, ImageOps
 from ..image_processing_ko_en_clip import eight_bits
 from .digits import load_digit_pairs
 
-_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+_BUILDERS = {
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".arrow": "arrow",
+    ".txt": "text",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+}
 _TEXT_TYPES = ("string", "large_string")
 
 
@@ -24,7 +33,8 @@ class DataSettings:
     """Which data set, which split, and what its columns are called."""
 
     path: str
-    """A Hub id, a folder (pictures with metadata, parquet), `parquet` or `webdataset` with `files`, or `digits`."""
+    """A Hub id; a folder (pictures with metadata, parquet); a file (parquet, tar, arrow, txt, csv, tsv, jsonl); a
+    format of `datasets` (`parquet`, `webdataset`, `text`, `csv`, `json`) with `files`; or `digits`."""
     captions: dict[str, str] = field(default_factory=dict)
     """Caption columns, each with its language, as in {"caption_ko": "ko", "caption_en": "en"}. A cell is a string or a
     list of strings, of which one is drawn each epoch; an empty cell has no caption in that language. Masked
@@ -136,7 +146,7 @@ class PairSet:
         row = self._row(index)
         found: dict[str, list[str]] = {}
         for column, language in self.settings.captions.items():
-            texts = _texts(row[column])
+            texts = texts_of(row[column])
             if texts:
                 found.setdefault(language, []).extend(texts)
         return found
@@ -145,12 +155,6 @@ class PairSet:
         """What a row means, where a group column says so; None where the cell is empty."""
         cell = None if self.settings.group is None else self._row(index)[self.settings.group]
         return None if cell is None or cell == "" else str(cell)
-
-    def texts(self) -> Iterator[str]:
-        """Every caption of every row."""
-        for row in self.rows.select_columns(list(self.settings.captions)):
-            for cell in row.values():
-                yield from _texts(cell)
 
     def languages(self) -> list[str]:
         """Languages of the captions, in the order of the settings."""
@@ -169,10 +173,16 @@ def open_pairs(settings: DataSettings) -> PairSet:
             lists those there are.
         FileNotFoundError: the path or files do not exist.
     """
-    return PairSet(_load(settings), settings)
+    return PairSet(open_rows(settings), settings)
 
 
-def _load(settings: DataSettings) -> datasets.Dataset:
+def open_rows(settings: DataSettings, *, streaming: bool = False) -> Any:
+    """The rows of a data set with all their columns: a `datasets.Dataset`, or the iterable one when streaming.
+
+    Raises:
+        ValueError: there are no rows, no such split, or a file is not what it seems.
+        FileNotFoundError: the path or files do not exist.
+    """
     if settings.path == "digits":
         return load_digit_pairs(settings.split, settings.name)
     path, files = settings.path, settings.files
@@ -183,6 +193,8 @@ def _load(settings: DataSettings) -> datasets.Dataset:
         path, files = _BUILDERS[suffix], [path]
     elif Path(path).suffix in _BUILDERS:
         raise FileNotFoundError(f"path is {path!r}, and there is no such file.")
+    # Tables separated by tabs have no quotes: a quotation mark in a caption is one.
+    as_tsv = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path == "csv" and _are_tsv(files) else {}
     try:
         rows = datasets.load_dataset(
             path,
@@ -190,12 +202,23 @@ def _load(settings: DataSettings) -> datasets.Dataset:
             split=settings.split,
             data_files={settings.split.split("[")[0]: files} if files else None,
             revision=settings.revision,
+            streaming=streaming,
+            **as_tsv,
         )
     except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         # What datasets says of a split without rows, an unknown split, or a file that is not what it seems.
         raise ValueError(f"{settings.path} (split {settings.split!r}) is empty or unreadable: {error}") from error
     # Captions inside a JSON column (webdataset) become columns of their own: json.caption_ko.
-    return rows.flatten() if "json" in rows.column_names else rows
+    return rows.flatten() if isinstance(rows, datasets.Dataset) and "json" in rows.column_names else rows
+
+
+def texts_of(cell: str | Sequence[str] | None) -> list[str]:
+    """Texts of a caption cell that say something."""
+    return [text for text in ([cell] if isinstance(cell, str) else cell or []) if text and text.strip()]
+
+
+def _are_tsv(files: Sequence[str]) -> bool:
+    return all(Path(file).suffix == ".tsv" for file in files)
 
 
 def _source(cell: Any) -> Any:
@@ -204,11 +227,6 @@ def _source(cell: Any) -> Any:
     if cell is None:
         raise ValueError("the cell is empty")
     return io.BytesIO(cell) if isinstance(cell, bytes) else cell
-
-
-def _texts(cell: Any) -> list[str]:
-    """Texts of a caption cell that say something."""
-    return [text for text in ([cell] if isinstance(cell, str) else cell or []) if text and text.strip()]
 
 
 def _check_columns(rows: datasets.Dataset, settings: DataSettings) -> None:
