@@ -7,22 +7,37 @@ from typing import Any
 
 from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessingKwargs, Unpack
+from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 
 from .tokenization_ko_en_clip import check_input_ids
+
+
+class KoEnClipTextKwargs(TextKwargs, total=False):
+    """Call arguments for texts, the tokenizer's own among them.
+
+    split_special_tokens (`bool`, *optional*, defaults to `True`):
+        Whether a special token that is spelled out in a text is text. Captions are data: one that says
+        "<|endoftext|>" does not end there.
+    """
+
+    split_special_tokens: bool | None
 
 
 class KoEnClipProcessorKwargs(ProcessingKwargs, total=False):
     """Call arguments of [`KoEnClipProcessor`]; texts are padded to the longest and truncated unless told otherwise."""
 
-    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}  # type: ignore[misc]
+    text_kwargs: KoEnClipTextKwargs
+    _defaults = {  # type: ignore[misc]
+        "text_kwargs": {"padding": True, "truncation": True, "split_special_tokens": True}
+    }
 
 
 class KoEnClipProcessor(ProcessorMixin):
     r"""Pixels from pictures and tokens from texts, in one call.
 
     Texts are padded to the longest of the batch, truncated to the tokenizer's `model_max_length` with EOS kept, and
-    follow the rules written in `tokenizer.json`.
+    follow the rules written in `tokenizer.json`. A special token spelled out in a text is taken for text, unless
+    `split_special_tokens=False`.
 
     Args:
         image_processor ([`KoEnClipImageProcessor`]): makes `pixel_values`.

@@ -152,14 +152,8 @@ def _with_rules(model: models.BPE, max_length: int) -> KoEnClipTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(_SPECIAL_TOKENS)
     bos_id, eos_id = tokenizer.token_to_id(BOS_TOKEN), tokenizer.token_to_id(EOS_TOKEN)
-    tokenizer.post_processor = processors.Sequence(
-        [
-            # Offsets of a word begin at its first letter, not at the space before it.
-            processors.ByteLevel(trim_offsets=True, add_prefix_space=False, use_regex=False),
-            processors.TemplateProcessing(
-                single=f"{BOS_TOKEN} $A {EOS_TOKEN}", special_tokens=[(BOS_TOKEN, bos_id), (EOS_TOKEN, eos_id)]
-            ),
-        ]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS_TOKEN} $A {EOS_TOKEN}", special_tokens=[(BOS_TOKEN, bos_id), (EOS_TOKEN, eos_id)]
     )
     tokenizer.enable_truncation(max_length)
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(PAD_TOKEN), pad_token=PAD_TOKEN)
