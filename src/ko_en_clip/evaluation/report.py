@@ -4,20 +4,21 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 import jinja2
 import torch
 from PIL import Image
 
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("ko_en_clip.evaluation"), autoescape=True, undefined=jinja2.StrictUndefined
+)
 _INK, _SOFT, _ACCENT = "#1f2430", "#98a2b3", "#1d4ed8"
 
 
 def render(template: str, **values: Any) -> str:
     """A packaged template, filled; texts are escaped."""
-    source = (files("ko_en_clip.evaluation") / "templates" / template).read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source).render(**values)
+    return _TEMPLATES.get_template(template).render(**values)
 
 
 def picture_uri(picture: Image.Image) -> str:
