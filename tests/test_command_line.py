@@ -18,7 +18,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "
 # Frozen on purpose: a new flag is a decision, and this list is where it is seen.
 FLAGS = {
     "demo": {"output_dir", "pretrain_steps", "train_steps", "one_language"},
-    "train-tokenizer": {"output_dir", "tokenizer", "sources", "num_texts"},
+    "train-tokenizer": {"output_dir", "tokenizer", "sources", "num_texts", "held_out", "compare"},
     "pretrain": {"data", "model", "loading", "optimization", "run", "augmentation"},
     "train": {"data", "model", "loading", "optimization", "run", "augmentation"},
     "evaluate": {"model", "suite", "override", "output_dir"},

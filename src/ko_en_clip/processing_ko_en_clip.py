@@ -26,7 +26,7 @@ class KoEnClipTextKwargs(TextKwargs, total=False):
 class KoEnClipProcessorKwargs(ProcessingKwargs, total=False):
     """Call arguments of [`KoEnClipProcessor`]; texts are padded to the longest and truncated unless told otherwise."""
 
-    text_kwargs: KoEnClipTextKwargs
+    text_kwargs: KoEnClipTextKwargs  # type: ignore[misc]
     _defaults = {  # type: ignore[misc]
         "text_kwargs": {"padding": True, "truncation": True, "split_special_tokens": True}
     }
@@ -44,7 +44,7 @@ class KoEnClipProcessor(ProcessorMixin):
         tokenizer ([`KoEnClipTokenizerFast`]): makes `input_ids` and `attention_mask`.
     """
 
-    valid_processor_kwargs = KoEnClipProcessorKwargs
+    valid_processor_kwargs = KoEnClipProcessorKwargs  # type: ignore[assignment]
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any):
         super().__init__(image_processor, tokenizer, **kwargs)

@@ -1,12 +1,19 @@
-"""`ko-en-clip train-tokenizer`: the joint vocabulary from texts in both languages."""
+"""`ko-en-clip train-tokenizer`: the joint vocabulary from texts in both languages, and a report on it."""
 
 import shutil
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.texts import TextMixture, TextSource
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..data.texts import TextMixture, TextSource, stream_texts
+from ..evaluation.tokenizer_report import write_tokenizer_report
+from ..evaluation.tokenizers import Texts, vocabulary_use
 from ..manifests import check_stage_folder, clear_stage_folder, write_manifest
-from ..tokenizer_training import TokenizerSettings, train_tokenizer
+from ..tokenization_ko_en_clip import KoEnClipTokenizerFast
+from ..tokenizer_training import TokenizerSettings, cut_vocabulary, train_tokenizer
 
 _STAGE = "train-tokenizer"
 
@@ -20,14 +27,20 @@ class TrainTokenizerSettings:
     tokenizer: TokenizerSettings
     """Size and length."""
     sources: list[TextSource]
-    """Texts to train on. They are read once, or twice where `num_texts` is set."""
+    """Texts to train on. They are read once, once more where `num_texts` is set, and once more for a report."""
     num_texts: dict[str, int] = field(default_factory=dict)
     """Texts of each language to train on, as in {"en": 2000000, "ko": 1500000} (Kim et al. 2022), drawn evenly over
     its sources in proportion to their texts and weights; empty for every text as often as its weight says."""
+    held_out: list[TextSource] = field(default_factory=list)
+    """Texts to measure the tokenizer on, for `report.html` and `report.json`; none for no report."""
+    compare: list[str] = field(default_factory=list)
+    """Other tokenizers to measure on the same texts: folders or Hub ids."""
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("sources is empty; name text files, or data sets with texts.")
+        if self.compare and not self.held_out:
+            raise ValueError("compare names tokenizers, and held_out no texts to compare them on.")
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"two sources have one name: {', '.join(names)}.")
@@ -37,6 +50,9 @@ def run(settings: TrainTokenizerSettings) -> None:
     """Train on all texts given and write the tokenizer's folder."""
     folder = Path(settings.output_dir)
     check_stage_folder(folder, _STAGE)
+    # Before the long work, so that a wrong name is known at once.
+    others = {name: AutoTokenizer.from_pretrained(name) for name in settings.compare}
+    held_out = _held_out(settings.held_out)
     mixture = TextMixture(settings.sources, settings.num_texts)
     tokenizer = train_tokenizer(mixture, settings.tokenizer)
     inputs = {
@@ -49,7 +65,29 @@ def run(settings: TrainTokenizerSettings) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     tokenizer.save_pretrained(partial)
+    if settings.held_out:
+        tokenizers = {folder.name: tokenizer, **_smaller(tokenizer), **others}
+        # Each text once, whatever its weight: what is asked is how much of the vocabulary the texts can teach.
+        seen = (text for source in settings.sources for text in stream_texts(source))
+        use = vocabulary_use(tokenizer, (((language, name), text) for language, name, text in seen))
+        write_tokenizer_report(partial, tokenizers=tokenizers, texts=held_out, vocabulary=use)
     write_manifest(partial, stage=_STAGE, settings=settings, inputs=inputs)
     clear_stage_folder(folder, _STAGE)
     partial.rename(folder)
     print(f"{len(tokenizer)} entries written to {folder}")
+    if settings.held_out:
+        print(f"Look at {folder / 'report.html'}")
+
+
+def _held_out(sources: Sequence[TextSource]) -> Texts:
+    texts: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for source in sources:
+        for language, name, text in stream_texts(source):
+            texts[language, name].append(text)
+    return dict(texts)
+
+
+def _smaller(tokenizer: KoEnClipTokenizerFast) -> dict[str, PreTrainedTokenizerBase]:
+    """What a third and two thirds of the vocabulary would cost."""
+    sizes = [len(tokenizer) * 2 // 3, len(tokenizer) // 3]
+    return {f"its first {size:,}": cut_vocabulary(tokenizer, size) for size in sizes if size > 1000}
