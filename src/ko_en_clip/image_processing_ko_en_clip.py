@@ -42,9 +42,9 @@ _INTERPOLATIONS = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BIL
 _HARMLESS = ("extraneous bytes before marker 0xd9", "Invalid SOS parameters")
 # PNG whose pixels Pillow scales to other bits, but not the one colour that stands for transparent.
 _OTHER_BITS = ("L;2", "L;4", "I;16", "I;16B", "RGB;16B")
-# Orientation of EXIF: whether rows and columns change places, and what is then mirrored (1 rows, 2 columns).
-_TURNS = {2: (False, [2]), 3: (False, [1, 2]), 4: (False, [1]), 5: (True, []), 6: (True, [2]), 7: (True, [1, 2])}
-_TURNS[8] = (True, [1])
+# Orientation of EXIF: whether rows and columns change places, and the steps through the rows and columns then.
+_TURNS = {2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1), 5: (True, 1, 1), 6: (True, 1, -1)}
+_TURNS |= {7: (True, -1, -1), 8: (True, -1, 1)}
 
 
 class KoEnClipImageProcessor(BaseImageProcessor):
@@ -241,10 +241,15 @@ def _jpeg_to_tensor(encoded: bytes, header: Image.Image, mode: Mode) -> torch.Te
         if not any(message in str(error) for message in _HARMLESS):
             raise
         array = simplejpeg.decode_jpeg(encoded, colorspace=colours, strict=False)
+    orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation in _TURNS:
+        swap, down, right = _TURNS[orientation]
+        # Moved as a whole, a pixel takes a third of the time.
+        whole = array.view(f"V{array.shape[2]}")[:, :, 0]
+        whole = np.ascontiguousarray((whole.T if swap else whole)[::down, ::right])
+        array = whole.view(np.uint8).reshape(*whole.shape, -1)
     # (H, W, C) in memory, seen as (C, H, W): torch's uint8 resize is fastest on this layout.
     pixels = torch.from_numpy(array).permute(2, 0, 1)
-    swap, mirrored = _TURNS.get(header.getexif().get(ExifTags.Base.Orientation, 1), (False, []))
-    pixels = (pixels.transpose(1, 2) if swap else pixels).flip(mirrored) if swap or mirrored else pixels
     return torch.cat([pixels, torch.full_like(pixels[:1], 255)]) if mode == "RGBa" else pixels
 
 
