@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from training_texts import TRAINING_TEXTS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -19,3 +21,19 @@ def test_text_padding_prints_a_ratio_for_every_variant(tmp_path: Path) -> None:
     assert len(lines) == 3
     for line in lines:
         assert [float(ratio) > 0 for ratio in re.findall(r" (\d+\.\d+)(?:,|$)", line)[-3:]] == [True] * 3
+
+
+def test_image_processing_prints_a_ratio_for_every_variant_and_size(tmp_path: Path) -> None:
+    for number in range(2):
+        colours = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((80, 60)).save(tmp_path / f"{number}.jpg")
+    command = [sys.executable, str(BENCHMARKS / "image_processing.py"), str(tmp_path), "--rounds=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    heads = [line for line in done.stdout.splitlines() if "photographs" in line]
+    assert [re.findall(r"of (\S+) megapixels", head) for head in heads] == [["0.00"], ["1.00"], ["4.00"]]
+    lines = [line for line in done.stdout.splitlines() if "ratio" in line]
+    assert len(lines) == 3 * 4
+    assert all(float(ratio) > 0 for line in lines for ratio in re.findall(r"ratio (\d+\.\d+)", line))
+    empty = subprocess.run([*command[:2], str(BENCHMARKS)], capture_output=True, text=True, timeout=300)
+    assert empty.returncode != 0 and "has no .jpg files" in empty.stderr

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from ko_en_clip import KoEnClipModel
@@ -69,7 +70,8 @@ def example(name, *arguments):
 
 
 def test_the_zero_shot_example_runs(demo, tmp_path):
-    open_pairs(DataSettings(path="digits", split="test", captions=CAPTIONS)).picture(0).save(tmp_path / "scan.png")
+    scan = open_pairs(DataSettings(path="digits", split="test", captions=CAPTIONS)).picture(0)
+    Image.fromarray(scan.permute(1, 2, 0).numpy()).save(tmp_path / "scan.png")
     labels = ("왼쪽에 영, 오른쪽에 영", "a one followed by a two")
     printed = example("zero_shot.py", demo / "bundle", tmp_path / "scan.png", "--labels", *labels)
     assert printed.startswith(str(tmp_path / "scan.png")) and any(label in printed for label in labels)

@@ -40,8 +40,8 @@ class KnowingEncoder:
         self.directions = texts
         self.asked: list[str] = []
 
-    def images(self, pictures: Iterable[Image.Image], total: int) -> torch.Tensor:
-        pixels = [picture.convert("RGB").getpixel((4, 4)) for picture in pictures]
+    def images(self, pictures: Iterable[torch.Tensor], total: int) -> torch.Tensor:
+        pixels = [picture[:, 4, 4].tolist() for picture in pictures]
         return torch.nn.functional.normalize(torch.tensor(pixels).float(), dim=1)
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:

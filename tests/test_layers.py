@@ -14,6 +14,7 @@ ROOMS = {
     "manifests": 1,
     "settings_files": 1,
     "data": 1,
+    "tokenizer_rules": 1,
     "tokenizer_training": 2,
     "training": 3,
     "evaluation": 3,
@@ -27,10 +28,19 @@ SHIPPED_MAY_IMPORT = {
     "huggingface_hub",
     "tokenizers",
     "numpy",
+    "PIL",
+    # Where it is installed: the import stands in a top-level `try`.
+    "simplejpeg",
+    "base64",
+    "concurrent",
     "copy",
     "dataclasses",
+    "functools",
     "inspect",
+    "io",
+    "os",
     "typing",
+    "unicodedata",
     "collections",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

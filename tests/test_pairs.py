@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import tarfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image, features
+from torch.testing import assert_close
 
+from ko_en_clip import KoEnClipImageProcessor
 from ko_en_clip.data.pairs import DataSettings, PairSet, UnreadablePictureError, open_pairs
 
 COLOURS = [(200, 10, 20), (10, 200, 20), (10, 20, 200), (120, 120, 10)]
@@ -45,7 +49,7 @@ def pairs_of(cells: dict[str, Any], **settings: Any) -> PairSet:
 
 
 def colours(pairs: PairSet) -> list[Any]:
-    return [pairs.picture(index).convert("RGB").getpixel((3, 3)) for index in range(len(pairs))]
+    return [tuple(pairs.picture(index)[:, 3, 3].tolist()) for index in range(len(pairs))]
 
 
 def assert_holds_all_four(pairs: PairSet, tolerance: int = 0) -> None:
@@ -146,10 +150,29 @@ def test_pictures_come_from_every_kind_of_cell(kind: str, tmp_path: Path) -> Non
     assert_holds_all_four(pairs)
 
 
-def test_picture_keeps_its_mode() -> None:
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_picture_is_what_the_image_processor_sees(format: str) -> None:
+    """Palette, grey and opacity included; the same bytes through the one decoder."""
+    processor = KoEnClipImageProcessor()
+    for mode in ("RGB", "L") + (("P", "RGBA", "1") if format == "PNG" else ()):
+        buffer = io.BytesIO()
+        Image.linear_gradient("L").resize((12, 8)).convert("RGB").convert(mode).save(buffer, format)
+        found = pairs_of({"image": [buffer.getvalue()]}).picture(0)
+        assert (found.dtype, found.shape) == (torch.uint8, (3, 8, 12))
+        assert_close(found, processor.process_image(buffer.getvalue(), do_convert_rgb=True), rtol=0, atol=0)
+        assert found.float().std() > 50
+
+
+def test_opacity_comes_with_the_colours_multiplied_by_it() -> None:
     buffer = io.BytesIO()
-    Image.new("P", (4, 4), 3).save(buffer, "PNG")
-    assert pairs_of({"image": [buffer.getvalue(), encoded(COLOURS[0])]}).picture(0).mode == "P"
+    Image.new("RGBA", (12, 8), (200, 100, 0, 128)).save(buffer, "PNG")
+    pairs = pairs_of({"image": [buffer.getvalue(), encoded(COLOURS[0]), encoded(COLOURS[0], "JPEG")]})
+    # 200 * 128/255 = 100.4, 100 * 128/255 = 50.2; on white 255 * 127/255 = 127 more.
+    assert pairs.picture(0, "RGBa")[:, 3, 3].tolist() == [100, 50, 0, 128]
+    assert_close(pairs.picture(0)[:, 3, 3].int(), torch.tensor([227, 177, 127]).int(), rtol=0, atol=1)
+    for row in (1, 2):
+        opaque = torch.cat([pairs.picture(row), torch.full((1, 8, 12), 255, dtype=torch.uint8)])
+        assert_close(pairs.picture(row, "RGBa"), opaque, rtol=0, atol=0)
 
 
 def test_captions_are_strings_or_lists_and_empty_cells_have_none() -> None:
@@ -303,8 +326,8 @@ def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_picture_that_does_not_decode_is_named(bad: bytes | None) -> None:
     cells = {"image": [encoded(COLOURS[0]), bad], "__key__": ["first", "second"]}
     pairs = pairs_of(cells)
-    assert pairs.picture(0).size == (12, 8)
-    with pytest.raises(UnreadablePictureError, match=r"picture second \(row 1\) does not decode: \w+: .") as error:
+    assert pairs.picture(0).shape == (3, 8, 12)
+    with pytest.raises(UnreadablePictureError, match=r"picture second \(row 1\) does not decode: .") as error:
         pairs.picture(1)
     assert error.value.key == "second (row 1)"
     assert error.value.reason
@@ -329,9 +352,15 @@ def test_key_is_what_a_person_finds_the_row_by(cells: dict[str, Any], key: str) 
 
 def test_huge_picture_counts_as_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = pairs_of(columns(1))
-    assert pairs.picture(0).size == (12, 8)
+    assert pairs.picture(0).shape == (3, 8, 12)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12 * 8 // 2 - 1)
     with pytest.raises(UnreadablePictureError, match="DecompressionBombError"):
+        pairs.picture(0)
+    # Pillow itself only warns of less than twice as many.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12 * 8 - 1)
+    with pytest.raises(UnreadablePictureError, match="DecompressionBombWarning"):
+        pairs.picture(0)
+    with warnings.catch_warnings(action="ignore"), pytest.raises(UnreadablePictureError, match="12 x 8 pixels"):
         pairs.picture(0)
 
 
@@ -379,6 +408,6 @@ def test_pictures_are_turned_upright() -> None:
     pairs = PairSet(rows, DataSettings(path="memory"))
     # The blue left half comes to the top.
     upright = pairs.picture(0)
-    assert upright.size == (4, 8)
-    assert (upright.getpixel((1, 1)), upright.getpixel((1, 6))) == ((0, 0, 255), (255, 0, 0))
-    assert pairs.picture(1).size == (8, 4)
+    assert upright.shape == (3, 8, 4)
+    assert (upright[:, 1, 1].tolist(), upright[:, 6, 1].tolist()) == ([0, 0, 255], [255, 0, 0])
+    assert pairs.picture(1).shape == (3, 4, 8)

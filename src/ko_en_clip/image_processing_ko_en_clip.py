@@ -1,14 +1,24 @@
-"""Pictures to normalised pixels with torch alone: no torchvision.
+"""Pictures to normalised pixels with torch, numpy and Pillow alone: no torchvision.
 
 CLIP's steps (Radford et al. 2021, released code): shortest side by bicubic resize, centre crop, normalise. Resizing
-is torch's antialiased bicubic on uint8, on photographs within 2 of 255 of Pillow's. Shipped beside the weights:
-imports from torch, numpy and transformers only.
+is torch's antialiased bicubic on uint8, on photographs within 2 of 255 of Pillow's. JPEG files are decoded by
+simplejpeg where it is installed, else by Pillow as all other formats are: both are libjpeg-turbo with the same
+settings, and give the same pixels. simplejpeg is faster, and refuses some damaged files that Pillow fills with grey.
+Shipped beside the weights: imports from torch, numpy, transformers, huggingface_hub and Pillow only.
 """
 
-from typing import Any
+import base64
+import io
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from huggingface_hub.utils import get_session, hf_raise_for_status
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
@@ -16,18 +26,41 @@ from transformers.image_utils import (
     ChannelDimension,
     PILImageResampling,
     SizeDict,
-    infer_channel_dimension_format,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-_MODES = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+Mode = Literal["RGB", "RGBa"] | None
+
+_INTERPOLATIONS = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
+# What libjpeg says of files whose pixels are all there: bytes between the last of them and the end, and a field that
+# sequential JPEG does not use.
+_HARMLESS = ("extraneous bytes before marker 0xd9", "Invalid SOS parameters")
+# PNG whose pixels Pillow scales to other bits, but not the one colour that stands for transparent.
+_OTHER_BITS = ("L;2", "L;4", "I;16", "I;16B", "RGB;16B")
+# Orientation of EXIF: whether rows and columns change places, and the steps through the rows and columns then.
+_TURNS = {2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1), 5: (True, 1, 1), 6: (True, 1, -1)}
+_TURNS |= {7: (True, -1, -1), 8: (True, -1, 1)}
 
 
 class KoEnClipImageProcessor(BaseImageProcessor):
     r"""Makes `pixel_values` from pictures, with the settings and call arguments of `CLIPImageProcessor`.
 
-    Takes PIL pictures, numpy arrays, torch tensors, paths and URLs, one or a list. Transparent pictures are laid on
-    white. Arrays and tensors are uint8 with 1, 3 or 4 channels, first or last.
+    Takes one picture or a list of pictures of any sizes: encoded files as `bytes`, paths, URLs, `data:` URLs, Pillow
+    pictures, and numpy arrays or torch tensors with 1, 3 or 4 channels, first or last. Arrays are uint8, or floats
+    from 0 to 255 (from 0 to 1 with `do_rescale=False`); floats are not rounded. Pictures with an EXIF orientation are
+    turned upright, transparent ones are laid on white, of animations the first frame is taken.
+
+    Work is done on the CPU in `torch.get_num_threads()` threads, one picture each; `device` says where the batch goes.
+    `resample` is bicubic or bilinear, `size` has `shortest_edge`, or `height` and `width`; nothing is padded
+    (`do_pad`), and channels come first (`data_format`).
+
+    A picture that cannot be read or understood raises a `ValueError` with its place in the batch and the reason. So
+    does one of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, before or after resizing.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -51,138 +84,321 @@ class KoEnClipImageProcessor(BaseImageProcessor):
         """Name under which the class is registered: no torchvision is involved."""
         return "pil"
 
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """What is given: paths and URLs are read with the picture they hold, each in its thread."""
+        return image_url_or_urls
+
     def process_image(
         self,
         image: Any,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = True,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """One picture as a uint8 tensor of shape (channels, height, width).
+        """One picture at its own size: (channels, height, width), uint8, or float32 where it was an array of floats.
 
         Raises:
-            ValueError: the picture is neither a PIL picture nor a uint8 array or tensor of 3 dimensions.
+            ValueError: it is not a picture, does not decode, or has values, channels or dimensions out of range.
         """
-        if hasattr(image, "convert"):
-            pixels = _pil_to_tensor(image, to_rgb=bool(do_convert_rgb))
-        else:
-            pixels = torch.from_numpy(image) if isinstance(image, np.ndarray) else image
-            if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.uint8 or pixels.dim() != 3:
-                found = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, torch.Tensor) else type(image)
-                raise ValueError(
-                    f"a picture is {found}; it must be a PIL picture, or a uint8 array or tensor of "
-                    "(channels, height, width) or (height, width, channels)."
-                )
-            pixels = _channels_first(pixels, input_data_format)
-            if do_convert_rgb:
-                pixels = _array_to_rgb(pixels)
-        return pixels
+        mode: Mode = "RGB" if do_convert_rgb else None
+        if isinstance(image, np.ndarray | torch.Tensor):
+            top = 255 if do_rescale else 1
+            pixels = _array_to_tensor(image, input_data_format, top)
+            return _array_to_rgb(pixels, 255 if pixels.dtype == torch.uint8 else top) if do_convert_rgb else pixels
+        if isinstance(image, Image.Image):
+            return _readable(partial(_pil_to_tensor, image, mode))
+        if isinstance(image, bytes | bytearray | memoryview | str | os.PathLike):
+            return decode(_readable(partial(_encoded, image)), mode)
+        raise ValueError(
+            f"it is of type {type(image).__name__}; it must be bytes, a path, a URL, a Pillow picture, an array or a "
+            "tensor."
+        )
+
+    def _prepare_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        """Every picture resized and cropped, not yet rescaled."""
+        pictures = _flat(images)
+        if not pictures:
+            raise ValueError("there is no picture in the batch; give at least one.")
+        _check_settings(kwargs)
+
+        def view(index: int) -> torch.Tensor:
+            try:
+                return self._view(pictures[index], kwargs)
+            except ValueError as error:
+                raise ValueError(f"picture {index} of the batch: {error}") from error
+
+        # Pillow reads a file when its pixels are first asked for, and two threads must not ask at once.
+        opened = [id(picture) for picture in pictures if isinstance(picture, Image.Image)]
+        threads = min(torch.get_num_threads(), len(pictures)) if len(set(opened)) == len(opened) else 1
+        if threads == 1:
+            return [view(index) for index in range(len(pictures))]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(view, range(len(pictures))))
+
+    def _view(self, image: Any, settings: dict[str, Any]) -> torch.Tensor:
+        pixels = self.process_image(image, **settings)
+        mean = settings["image_mean"]
+        if settings["do_normalize"] and isinstance(mean, Sequence) and len(mean) != len(pixels):
+            raise ValueError(
+                f"it has {len(pixels)} channels, but image_mean has {len(mean)} values; leave do_convert_rgb on, or "
+                "give a mean and a deviation for each channel."
+            )
+        if settings["do_resize"]:
+            target, mode = _target_size(pixels, settings["size"]), _INTERPOLATIONS[settings["resample"]]
+            pixels = _resize(pixels, target, mode, top=255 if settings["do_rescale"] else 1)
+        if settings["do_center_crop"]:
+            pixels = _center_crop(pixels, settings["crop_size"].height, settings["crop_size"].width)
+        # A copy, so that the picture at full size can go.
+        return pixels.contiguous()
 
     def _preprocess(
         self,
         images: list[torch.Tensor],
-        do_resize: bool,
-        size: SizeDict,
-        resample: PILImageResampling,
-        do_center_crop: bool,
-        crop_size: SizeDict,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
-        image_mean: tuple[float, ...],
-        image_std: tuple[float, ...],
+        image_mean: float | Sequence[float],
+        image_std: float | Sequence[float],
         return_tensors: str | None,
+        device: str | torch.device | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        pictures = []
-        for image in images:
-            if do_resize:
-                if resample not in _MODES:
-                    raise ValueError(f"resample is {resample}; torch resizes by {', '.join(_MODES.values())} only.")
-                image = _resize(image, _target_size(image, size), _MODES[PILImageResampling(resample)])
-            if do_center_crop:
-                assert crop_size.height is not None and crop_size.width is not None
-                image = _center_crop(image, crop_size.height, crop_size.width)
-            pixels = image.float()
+        mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (image_mean, image_std))
+        as_given = not do_rescale and not do_normalize and all(image.dtype == torch.uint8 for image in images)
+        dtype = torch.uint8 if as_given else torch.float32
+        alike = len({image.shape for image in images}) == 1
+        batch = torch.empty(len(images), *images[0].shape, dtype=dtype) if alike else None
+        pictures = [torch.empty(image.shape, dtype=dtype) for image in images] if batch is None else list(batch)
+        for picture, image in zip(pictures, images, strict=True):
+            # In place in the batch, where a picture stays in the cache from one operation to the next.
+            picture.copy_(image)
             if do_rescale:
-                pixels = pixels * rescale_factor
+                picture.mul_(rescale_factor)
             if do_normalize:
-                mean = torch.tensor(image_mean)[:, None, None]
-                pixels = (pixels - mean) / torch.tensor(image_std)[:, None, None]
-            pictures.append(pixels)
-        return BatchFeature(data={"pixel_values": pictures}, tensor_type=return_tensors)
+                picture.sub_(mean).div_(std)
+        if return_tensors is None or batch is None:
+            placed = [picture.to(device) for picture in pictures]
+            return BatchFeature({"pixel_values": placed}, tensor_type=return_tensors)
+        batch = batch.to(device)
+        return BatchFeature({"pixel_values": batch.numpy() if return_tensors == "np" else batch})
 
 
-def eight_bits(image: Any) -> Any:
-    """A PIL picture with 8 bits a channel: 16-bit grey is scaled, which Pillow's own conversion would cut off at 255.
+def decode(encoded: bytes, mode: Mode = "RGB") -> torch.Tensor:
+    """Pixels of an encoded picture, upright: uint8, (channels, height, width).
+
+    Args:
+        encoded: a file in any format that Pillow reads.
+        mode: "RGB" for colours laid on white; "RGBa" for opacity, too, with colours multiplied by it (Pillow's name);
+            None for the picture's own channels, where they are grey, RGB or RGBA.
 
     Raises:
-        ValueError: 32-bit integers or floats, whose range the file does not say.
+        ValueError: it does not decode, has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or values of no known range.
     """
-    if image.mode.startswith("I;16"):
-        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"the picture has mode {image.mode}, of no known range; convert it to 8 or 16 bits.")
-    return image
+
+    def pixels() -> torch.Tensor:
+        with Image.open(io.BytesIO(encoded)) as image:
+            if simplejpeg is not None and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+                return _jpeg_to_tensor(encoded, image, mode)
+            return _pil_to_tensor(image, mode)
+
+    return _readable(pixels)
 
 
-def _pil_to_tensor(image: Any, to_rgb: bool) -> torch.Tensor:
-    image = eight_bits(image)
-    if to_rgb and image.mode != "RGB":
-        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-            # Transparent areas hold arbitrary colours; white is what a page shows behind them.
-            image = image.convert("RGBA")
-            white = image.copy()
-            white.paste((255, 255, 255, 255), (0, 0, *image.size))
-            white.alpha_composite(image)
-            image = white
-        image = image.convert("RGB")
-    array = np.array(image)
+def _readable(read: Callable[[], Any]) -> Any:
+    """What `read` returns; whatever it raises as a `ValueError`."""
+    try:
+        return read()
+    except ValueError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise ValueError("UnidentifiedImageError: it is in no format that Pillow reads.") from error
+    # Pillow has no error class of its own: damaged files end in a dozen classes, from struct.error to warnings.
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _encoded(source: Any) -> bytes:
+    if not isinstance(source, str | os.PathLike):
+        return bytes(source)
+    text = os.fspath(source)
+    if text.startswith(("http://", "https://")):
+        response = get_session().get(text, follow_redirects=True)
+        hf_raise_for_status(response)
+        return response.content
+    if text.startswith("data:image/"):
+        return base64.b64decode(text.partition(",")[2], validate=True)
+    with open(text, "rb") as file:
+        return file.read()
+
+
+def _jpeg_to_tensor(encoded: bytes, header: Image.Image, mode: Mode) -> torch.Tensor:
+    _check_number_of_pixels(header.width, header.height)
+    colours = "GRAY" if mode is None and header.mode == "L" else "RGB"
+    try:
+        array = simplejpeg.decode_jpeg(encoded, colorspace=colours)
+    except ValueError as error:
+        if not any(message in str(error) for message in _HARMLESS):
+            raise
+        array = simplejpeg.decode_jpeg(encoded, colorspace=colours, strict=False)
+    orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation in _TURNS:
+        swap, down, right = _TURNS[orientation]
+        # Moved as a whole, a pixel takes a third of the time.
+        whole = array.view(f"V{array.shape[2]}")[:, :, 0]
+        whole = np.ascontiguousarray((whole.T if swap else whole)[::down, ::right])
+        array = whole.view(np.uint8).reshape(*whole.shape, -1)
     # (H, W, C) in memory, seen as (C, H, W): torch's uint8 resize is fastest on this layout.
+    pixels = torch.from_numpy(array).permute(2, 0, 1)
+    return torch.cat([pixels, torch.full_like(pixels[:1], 255)]) if mode == "RGBa" else pixels
+
+
+def _pil_to_tensor(image: Image.Image, mode: Mode) -> torch.Tensor:
+    _check_number_of_pixels(image.width, image.height)
+    stored = image.tile[0][3] if isinstance(image, ImageFile.ImageFile) and image.tile else image.mode
+    if stored in _OTHER_BITS and isinstance(image.info.get("transparency"), int | tuple):
+        raise ValueError(f"it has a transparent colour and {stored} pixels, which Pillow takes apart; make it RGBA.")
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    image = _eight_bits(image)
+    if mode == "RGBa":
+        image = image.convert("RGBA").convert("RGBa")
+    elif mode == "RGB":
+        image = _on_white(image)
+    elif image.mode not in ("L", "RGB", "RGBA"):
+        raise ValueError(f"it has mode {image.mode}, whose numbers are not colours; leave do_convert_rgb on.")
+    array = np.array(image)
     return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
 
 
-def _channels_first(pixels: torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
-    if input_data_format is None:
-        input_data_format = infer_channel_dimension_format(pixels.numpy(), num_channels=(1, 3, 4))
-    return pixels.permute(2, 0, 1) if input_data_format == ChannelDimension.LAST else pixels
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """8 bits a channel: 16-bit grey is scaled, which Pillow's own conversion would cut off at 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"it has mode {image.mode}, of no known range; convert it to 8 or 16 bits.")
+    return image
 
 
-def _array_to_rgb(pixels: torch.Tensor) -> torch.Tensor:
-    if pixels.shape[0] == 1:
-        return pixels.expand(3, -1, -1)
-    if pixels.shape[0] == 4:
-        alpha = pixels[3:].float() / 255
-        return (pixels[:3].float() * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
+def _on_white(image: Image.Image) -> Image.Image:
+    """In RGB. Transparent areas hold arbitrary colours; white is what a page shows behind them."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    return white.convert("RGB")
+
+
+def _check_number_of_pixels(width: int, height: int, done: str = "") -> None:
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"it has {width} x {height} pixels{done}, more than PIL.Image.MAX_IMAGE_PIXELS "
+            f"({Image.MAX_IMAGE_PIXELS}); make it smaller, or cut it."
+        )
+
+
+def _flat(images: Any) -> list[Any]:
+    """Single pictures of a picture, a batch in one array, or a list of these."""
+    if isinstance(images, list | tuple):
+        return [picture for each in images for picture in _flat(each)]
+    return list(images) if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4 else [images]
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    size, resample = settings["size"], settings["resample"]
+    sides = {name for name, side in dict(size or {}).items() if side}
+    if settings["do_resize"] and sides not in ({"shortest_edge"}, {"height", "width"}):
+        raise ValueError(f"size is {dict(size)}; it must have 'shortest_edge', or 'height' and 'width'.")
+    if settings["do_resize"] and resample not in _INTERPOLATIONS:
+        raise ValueError(
+            f"resample is {resample!r}; torch resizes uint8 by {', '.join(_INTERPOLATIONS.values())} only."
+        )
+    if settings["do_pad"]:
+        raise ValueError("do_pad is True, but pictures are not padded; crop_size brings them to one size.")
+    if settings["data_format"] not in (None, ChannelDimension.FIRST):
+        raise ValueError(f"data_format is {settings['data_format']!r}; channels come first: permute the result.")
+
+
+def _array_to_tensor(
+    image: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None, top: int
+) -> torch.Tensor:
+    found = f"{image.dtype} {tuple(image.shape)}"
+    if isinstance(image, np.ndarray) and (image.dtype == np.uint8 or image.dtype.kind == "f"):
+        # torch knows neither negative strides nor read-only memory nor every kind of float.
+        image = torch.from_numpy(np.require(image, np.float32 if image.dtype.kind == "f" else np.uint8, ["C", "W"]))
+    colours = isinstance(image, torch.Tensor) and (image.dtype == torch.uint8 or image.is_floating_point())
+    if not isinstance(image, torch.Tensor) or not colours or image.dim() != 3:
+        raise ValueError(
+            f"it is {found}; it must be uint8 or floats, (channels, height, width) or (height, width, channels)."
+        )
+    if image.numel() == 0:
+        raise ValueError(f"it is {found}, without a pixel.")
+    pixels = _channels_first(image.detach().cpu(), input_data_format)
+    if pixels.dtype == torch.uint8:
+        return pixels
+    pixels = pixels.float()
+    low, high = (float(value) for value in pixels.aminmax())
+    if not (low >= 0 and high <= top):
+        raise ValueError(
+            f"its values go from {low:g} to {high:g}; floats must be from 0 to {top} with do_rescale={top == 255}."
+        )
+    if top == 255 and 0 < high <= 1:
+        raise ValueError("its values go up to 1, so they are rescaled already; pass do_rescale=False.")
     return pixels
+
+
+def _channels_first(pixels: torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
+    numbers = (1, 3, 4)
+    first, last = (pixels.shape[dim] in numbers for dim in (0, 2))
+    if input_data_format is None:
+        if first == last:
+            problem = "may have its channels first or last" if first else "has no dimension of 1, 3 or 4 channels"
+            raise ValueError(f"its shape {tuple(pixels.shape)} {problem}; pass input_data_format.")
+        return pixels if first else pixels.permute(2, 0, 1)
+    pixels = pixels.permute(2, 0, 1) if input_data_format == ChannelDimension.LAST else pixels
+    if len(pixels) not in numbers:
+        raise ValueError(f"it has {len(pixels)} channels as input_data_format says; it must have 1, 3 or 4.")
+    return pixels
+
+
+def _array_to_rgb(pixels: torch.Tensor, top: int) -> torch.Tensor:
+    if len(pixels) == 4:
+        alpha = pixels[3:].float() / top
+        mixed = pixels[:3].float() * alpha + top * (1 - alpha)
+        return mixed.round().to(torch.uint8) if pixels.dtype == torch.uint8 else mixed
+    return pixels.expand(3, -1, -1)
 
 
 def _target_size(image: torch.Tensor, size: SizeDict) -> tuple[int, int]:
     height, width = image.shape[-2:]
-    if size.shortest_edge:
-        # CLIP's rule: the longer side is cut, not rounded, to whole pixels.
-        short, long = min(height, width), max(height, width)
-        longest_edge = int(size.shortest_edge * long / short)
-        return (size.shortest_edge, longest_edge) if height <= width else (longest_edge, size.shortest_edge)
-    if size.height and size.width:
+    if not size.shortest_edge:
+        assert size.height and size.width
         return size.height, size.width
-    raise ValueError(f"size is {dict(size)}; it must have 'shortest_edge', or 'height' and 'width'.")
+    # CLIP's rule: the longer side is cut, not rounded, to whole pixels.
+    short, long = min(height, width), max(height, width)
+    longest_edge = int(size.shortest_edge * long / short)
+    target = (size.shortest_edge, longest_edge) if height <= width else (longest_edge, size.shortest_edge)
+    _check_number_of_pixels(target[1], target[0], f" when resized from {width} x {height}")
+    return target
 
 
-def _resize(image: torch.Tensor, target: tuple[int, int], mode: str) -> torch.Tensor:
+def _resize(image: torch.Tensor, target: tuple[int, int], mode: str, top: int) -> torch.Tensor:
     if tuple(image.shape[-2:]) == target:
         return image
-    return torch.nn.functional.interpolate(image[None], size=target, mode=mode, antialias=True)[0]
+    resized = torch.nn.functional.interpolate(image[None], size=target, mode=mode, antialias=True)[0]
+    return resized if resized.dtype == torch.uint8 else resized.clamp_(0, top)
 
 
 def _center_crop(image: torch.Tensor, crop_height: int, crop_width: int) -> torch.Tensor:
     """The middle of a picture; what reaches over its edge is black, as in CLIP's processor."""
     height, width = image.shape[-2:]
+    # An odd margin has its larger half before the picture, as in transformers.
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    if top < 0 or left < 0:
-        # An odd margin has its larger half before the picture, as in transformers.
-        pad_top, pad_left = max(-top, 0), max(-left, 0)
-        canvas = image.new_zeros(image.shape[0], max(height, crop_height), max(width, crop_width))
-        canvas[:, pad_top : pad_top + height, pad_left : pad_left + width] = image
-        image, top, left = canvas, max(top, 0), max(left, 0)
-    return image[:, top : top + crop_height, left : left + crop_width]
+    image = image[:, max(top, 0) :, max(left, 0) :][:, :crop_height, :crop_width]
+    if top >= 0 and left >= 0:
+        return image
+    canvas = image.new_zeros(len(image), crop_height, crop_width)
+    canvas[:, max(-top, 0) :, max(-left, 0) :][:, :height, :width] = image
+    return canvas

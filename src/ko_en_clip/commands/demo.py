@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ..data.digits import CAPTIONS, english_captions, korean_captions, unseen_pairs
 from ..data.pairs import DataSettings, PairSet, open_pairs
@@ -199,6 +200,10 @@ def _rows_of(pairs: PairSet, outcome: Outcome, pair: tuple[int, int]) -> list[in
     return [position for position, row in enumerate(outcome.rows) if pairs.group(row) == f"{pair[0]} {pair[1]}"]
 
 
+def _picture_uri(pairs: PairSet, row: int) -> str:
+    return picture_uri(Image.fromarray(pairs.picture(row).permute(1, 2, 0).numpy()))
+
+
 def _matrix(
     encoder: Encoder, pairs: PairSet, outcome: Outcome, shown: list[tuple[int, int]], language: str
 ) -> list[dict[str, Any]]:
@@ -206,7 +211,7 @@ def _matrix(
     captions = [_CAPTIONS_OF[language](*pair)[0] for pair in shown]
     cells = matrix_cells(outcome.image_embeds[positions] @ encoder.texts(captions).T)
     return [
-        {"picture": picture_uri(pairs.picture(outcome.rows[position])), "caption": caption, "cells": row}
+        {"picture": _picture_uri(pairs, outcome.rows[position]), "caption": caption, "cells": row}
         for position, caption, row in zip(positions, captions, cells, strict=True)
     ]
 
@@ -223,6 +228,6 @@ def _retrieved(
             row = outcome.rows[position]
             shows = str(pairs.group(row))
             right = shows == f"{pair[0]} {pair[1]}"
-            hits.append({"picture": picture_uri(pairs.picture(row)), "shows": shows, "right": right})
+            hits.append({"picture": _picture_uri(pairs, row), "shows": shows, "right": right})
         queries.append({"text": text, "unseen": pair in unseen_pairs(), "hits": hits})
     return queries

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..image_processing_ko_en_clip import KoEnClipImageProcessor
@@ -154,7 +153,8 @@ class TrainingPairs(Dataset[Example]):
         for offset in range(len(self.pairs)):
             index = (ticket.row + offset) % len(self.pairs)
             try:
-                picture = self.pairs.picture(index)
+                # Opacity is for what a drawn background shows through.
+                picture = self.pairs.picture(index, "RGBa" if self.augmentation.background else "RGB")
             except UnreadablePictureError as error:
                 skipped.append((error.key, error.reason))
                 continue
@@ -166,16 +166,16 @@ class TrainingPairs(Dataset[Example]):
         raise ValueError(f"no row of {self.pairs.settings.path} has both a readable picture and a caption.")
 
     def _example(
-        self, epoch: int, index: int, picture: Any, captions: dict[str, list[str]], skipped: list[tuple[str, str]]
+        self,
+        epoch: int,
+        index: int,
+        picture: torch.Tensor,
+        captions: dict[str, list[str]],
+        skipped: list[tuple[str, str]],
     ) -> Example:
         generator = generator_for(self.seed, epoch, index)
         drawn = self._drawn_captions(captions, generator) if self.with_text else []
-        pixels = (
-            _with_opacity(picture)
-            if self.augmentation.background
-            else self.image_processor.process_image(picture, do_convert_rgb=True)
-        )
-        view = random_view(pixels, self.image_processor.crop_size["height"], self.augmentation, generator)
+        view = random_view(picture, self.image_processor.crop_size["height"], self.augmentation, generator)
         group = self.pairs.group(index) or (drawn[0] if drawn else "")
         draw = int(torch.randint(2**62, (), generator=generator))
         return Example(view, drawn, group_number(group), draw, skipped)
@@ -190,14 +190,6 @@ class TrainingPairs(Dataset[Example]):
         else:
             chosen = [_draw(languages, generator)]
         return [_draw(captions[language], generator) for language in chosen]
-
-
-def _with_opacity(picture: Image.Image) -> torch.Tensor:
-    """Red, green and blue multiplied by opacity, and opacity: uint8, (4, height, width).
-
-    Multiplied before anything is resized, so that the arbitrary colours of transparent areas do not bleed in.
-    """
-    return torch.from_numpy(np.array(picture.convert("RGBA").convert("RGBa"))).permute(2, 0, 1)
 
 
 def _draw(choices: Sequence[str], generator: torch.Generator) -> str:
@@ -249,7 +241,9 @@ def normalized(views: torch.Tensor, processor: KoEnClipImageProcessor) -> torch.
     Returns:
         float32, of the same shape.
     """
-    return processor(list(views), do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
+    return processor(
+        views, do_resize=False, do_center_crop=False, input_data_format="channels_first", return_tensors="pt"
+    )["pixel_values"]
 
 
 def make_loader(

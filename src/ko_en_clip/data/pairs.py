@@ -4,16 +4,15 @@ Training and evaluation read through this one door: it names the columns, checks
 """
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
-from PIL import Image, ImageOps
+import torch
 
-from ..image_processing_ko_en_clip import eight_bits
+from ..image_processing_ko_en_clip import decode
 from .digits import load_digit_pairs
 
 _BUILDERS = {
@@ -118,28 +117,21 @@ class PairSet:
         path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
         return f"{path} (row {index})" if path else f"row {index}"
 
-    def picture(self, index: int) -> Image.Image:
-        """The picture of a row, decoded and upright, in its own mode.
+    def picture(self, index: int, mode: Literal["RGB", "RGBa"] = "RGB") -> torch.Tensor:
+        """The picture of a row as the image processor reads it, upright: uint8, (channels, height, width).
+
+        Args:
+            index: number of the row.
+            mode: "RGB" for colours laid on white; "RGBa" for opacity, too, with colours multiplied by it.
 
         Raises:
             UnreadablePictureError: it is absent or does not decode.
         """
         cell = self._row(index)[self.settings.image]
         try:
-            # Turned upright as cameras mean it, which is what transformers' own loading does.
-            image = ImageOps.exif_transpose(Image.open(_source(cell)))
-            image.load()
-            return eight_bits(image)
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            TypeError,
-            EOFError,
-            RuntimeError,
-            Image.DecompressionBombError,
-        ) as error:
-            raise UnreadablePictureError(self.key(index), f"{type(error).__name__}: {error}") from error
+            return decode(_encoded(cell), mode)
+        except (OSError, ValueError) as error:
+            raise UnreadablePictureError(self.key(index), str(error)) from error
 
     def captions(self, index: int) -> dict[str, list[str]]:
         """Captions of a row by language; languages without one are left out."""
@@ -221,12 +213,12 @@ def _are_tsv(files: Sequence[str]) -> bool:
     return all(Path(file).suffix == ".tsv" for file in files)
 
 
-def _source(cell: Any) -> Any:
+def _encoded(cell: Any) -> bytes:
     if isinstance(cell, Mapping):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
     if cell is None:
         raise ValueError("the cell is empty")
-    return io.BytesIO(cell) if isinstance(cell, bytes) else cell
+    return cell if isinstance(cell, bytes) else Path(cell).read_bytes()
 
 
 def _check_columns(rows: datasets.Dataset, settings: DataSettings) -> None:

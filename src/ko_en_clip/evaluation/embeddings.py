@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -23,8 +22,12 @@ class Encoder:
         self.device = device
 
     @torch.no_grad()
-    def images(self, pictures: Iterable[Image.Image], total: int) -> torch.Tensor:
+    def images(self, pictures: Iterable[torch.Tensor], total: int) -> torch.Tensor:
         """Embeddings of pictures, float32 on the CPU, (pictures, dimensions).
+
+        Args:
+            pictures: each uint8, (3, height, width).
+            total: how many there are about; for the progress bar.
 
         Raises:
             ValueError: there is none.
@@ -32,7 +35,8 @@ class Encoder:
         embeds, batch = [], []
         for picture in tqdm(pictures, total=total, desc="pictures", unit="picture", leave=False):
             # One at a time: a batch of photographs at full size would fill the memory.
-            batch.append(self.processor(images=picture, return_tensors="pt")["pixel_values"])
+            inputs = self.processor(images=picture, input_data_format="channels_first", return_tensors="pt")
+            batch.append(inputs["pixel_values"])
             if len(batch) == BATCH_SIZE:
                 embeds.append(self._images(batch))
                 batch = []
@@ -71,7 +75,7 @@ def image_embeddings(
     rows: list[int] = []
     unreadable: list[UnreadablePictureError] = []
 
-    def readable() -> Iterable[Image.Image]:
+    def readable() -> Iterable[torch.Tensor]:
         for index in range(len(pairs)):
             try:
                 picture = pairs.picture(index)

@@ -53,6 +53,7 @@ def _pixels_and_groups(pairs: PairSet) -> tuple[torch.Tensor, list[str]]:
             continue
         group = pairs.group(index)
         if group is not None:
-            pixels.append(processor(picture, return_tensors="pt")["pixel_values"].flatten())
+            inputs = processor(picture, input_data_format="channels_first", return_tensors="pt")
+            pixels.append(inputs["pixel_values"].flatten())
             groups.append(group)
     return torch.stack(pixels), groups

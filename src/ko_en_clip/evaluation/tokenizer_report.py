@@ -84,8 +84,8 @@ _BYTE_OF = _byte_letters()
 
 
 def _piece(tokenizer: PreTrainedTokenizerBase, number: int) -> str:
-    token = tokenizer.convert_ids_to_tokens(number)
-    text = tokenizer.decode([number], clean_up_tokenization_spaces=False)
+    token = tokenizer.convert_ids_to_tokens([number])[0]
+    text = tokenizer.batch_decode([[number]], clean_up_tokenization_spaces=False)[0]
     letters = token.removesuffix("</w>")
     if (not text or "\ufffd" in text) and all(letter in _BYTE_OF for letter in letters):
         text = bytes(_BYTE_OF[letter] for letter in letters).decode("utf-8", "surrogateescape")
@@ -113,7 +113,7 @@ def _examples(tokenizers: Mapping[str, PreTrainedTokenizerBase], texts: Texts) -
 
 
 def _chart(tokenizers: Sequence[Mapping[str, Any]], number: int) -> dict[str, Any]:
-    """Where the histogram of a language has its lines, in units of the drawing: the first as an area, the rest lines."""
+    """Where the histogram of a language has its lines, in units of the drawing; the first is an area as well."""
     shares = []
     for tokenizer in tokenizers:
         figures = tokenizer["languages"][number]
