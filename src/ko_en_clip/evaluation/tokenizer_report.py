@@ -68,7 +68,9 @@ def tokenizer_page(document: dict[str, Any]) -> str:
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """What each id stands for, to be read by people: its text, and <EB> for a byte that is a part of a character."""
-    return [_piece(tokenizer, number) for number in ids]
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    texts = tokenizer.batch_decode([[number] for number in ids], clean_up_tokenization_spaces=False)
+    return [_piece(token, text) for token, text in zip(tokens, texts, strict=True)]
 
 
 def _byte_letters() -> dict[str, int]:
@@ -83,16 +85,16 @@ def _byte_letters() -> dict[str, int]:
 _BYTE_OF = _byte_letters()
 
 
-def _piece(tokenizer: PreTrainedTokenizerBase, number: int) -> str:
-    token = tokenizer.convert_ids_to_tokens(number)
-    text = tokenizer.decode([number], clean_up_tokenization_spaces=False)
+def _piece(token: str, text: str) -> str:
+    """A token, given as the vocabulary writes it and as it is decoded alone, to be read by people."""
+    if re.fullmatch("<0x[0-9A-F]{2}>", token):
+        # SentencePiece writes bytes so.
+        return token.replace("0x", "")
+    # CLIP's vocabulary marks the end of a word so.
     letters = token.removesuffix("</w>")
     if (not text or "\ufffd" in text) and all(letter in _BYTE_OF for letter in letters):
         text = bytes(_BYTE_OF[letter] for letter in letters).decode("utf-8", "surrogateescape")
         return re.sub("[\udc80-\udcff]", lambda byte: f"<{ord(byte[0]) - 0xDC00:02X}>", text).strip()
-    if re.fullmatch("<0x[0-9A-F]{2}>", token):
-        # SentencePiece writes bytes so.
-        return token.replace("0x", "")
     return text.strip() or ("\u2423" if text else token)
 
 
@@ -113,7 +115,7 @@ def _examples(tokenizers: Mapping[str, PreTrainedTokenizerBase], texts: Texts) -
 
 
 def _chart(tokenizers: Sequence[Mapping[str, Any]], number: int) -> dict[str, Any]:
-    """Where the histogram of a language has its lines, in units of the drawing: the first as an area, the rest lines."""
+    """Where the histograms of a language have their lines, in units of the drawing."""
     shares = []
     for tokenizer in tokenizers:
         figures = tokenizer["languages"][number]

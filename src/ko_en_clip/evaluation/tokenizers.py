@@ -187,9 +187,7 @@ def same_text(decoded: str, text: str) -> bool:
     return _folded(decoded) == _folded(text)
 
 
-def vocabulary_use(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[tuple[tuple[str, str], str]]
-) -> VocabularyUse:
+def vocabulary_use(tokenizer: PreTrainedTokenizerBase, texts: Iterable[tuple[tuple[str, str], str]]) -> VocabularyUse:
     """How often training texts use the entries of a vocabulary; the texts pass in a stream, with a progress bar.
 
     Args:
