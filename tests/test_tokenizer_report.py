@@ -19,7 +19,8 @@ from transformers import ByT5Tokenizer, CLIPTokenizer, PreTrainedTokenizerBase, 
 
 from ko_en_clip import KoEnClipTokenizerFast
 from ko_en_clip.evaluation import tokenizers
-from ko_en_clip.evaluation.tokenizer_report import pieces, tokenizer_page, write_tokenizer_report
+from ko_en_clip.evaluation.pieces import pieces
+from ko_en_clip.evaluation.tokenizer_report import tokenizer_page, write_tokenizer_report
 from ko_en_clip.evaluation.tokenizers import (
     LIMITS,
     Texts,
@@ -86,6 +87,7 @@ def test_figures_are_those_worked_out_by_hand() -> None:
         # Decomposed, each Korean word is an unknown one.
         "nfd_tokens_per_word": 7 / 6,
         "nfd_same_ids": 0.0,
+        "character_parts": 0.0,
         "num_entries_used": 5,
         "entries_used": 5 / 9,
     }
@@ -144,6 +146,12 @@ def looped(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, An
     words = sum(len(re.findall(r"\S+", text)) for text in texts)
     characters = sum(not mark.isspace() for text in texts for mark in text)
     used = {number for row in ids for number in row}
+    # ByT5's first three ids are special; bytes from 128 on are parts of characters, and decode to nothing alone.
+    parts = sum(
+        number >= 128 + 3 if isinstance(tokenizer, ByT5Tokenizer) else "\ufffd" in tokenizer.decode([number])
+        for row in ids
+        for number in row
+    )
     return {
         "num_texts": len(texts),
         "num_words": words,
@@ -161,6 +169,7 @@ def looped(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, An
         / len(texts),
         "nfd_tokens_per_word": sum(map(len, nfd)) / words,
         "nfd_same_ids": sum(a == b for a, b in zip(ids, nfd, strict=True)) / len(texts),
+        "character_parts": parts / sum(map(len, ids)),
         "num_entries_used": len(used),
         "entries_used": len(used) / len(tokenizer),
     }
@@ -184,6 +193,7 @@ def test_figures_agree_with_a_loop_over_texts(
         assert {name: group[name] for name in expected} == expected
     # The twin: another source has other figures.
     assert found["ko", "a"]["num_tokens"] != found["ko", "b"]["num_tokens"]
+    assert found["ko", None]["character_parts"] > found["en", None]["character_parts"]
     assert found["ko", None]["num_tokens"] == found["ko", "a"]["num_tokens"] + found["ko", "b"]["num_tokens"]
 
 
@@ -253,6 +263,12 @@ def test_same_text_up_to_case_space_and_form(decoded: str, text: str, same: bool
 def test_nothing_to_measure_is_refused(texts: Texts, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         measure_tokenizer(word_tokenizer(), texts)
+
+
+def test_texts_that_come_to_nothing_are_refused(tiny_tokenizer: KoEnClipTokenizerFast) -> None:
+    assert measure_tokenizer(tiny_tokenizer, {("ko", "one"): ["\u200b", "개"]}).languages[0].num_texts == 2
+    with pytest.raises(ValueError, match="makes no token of any text of 'ko'"):
+        measure_tokenizer(tiny_tokenizer, {("ko", "one"): ["\u200b"]})
 
 
 # Use of the vocabulary
@@ -422,11 +438,12 @@ def mismatches(document: dict[str, Any], page: Page) -> list[str]:
         "Median": "length_median",
         "95th": "length_p95",
         "Longest": "length_longest",
+        "Parts of characters": "character_parts",
         "Texts with an unknown": "unknown",
         "Texts that come back": "round_trip",
         "Texts that read the same": "nfd_same_ids",
     }
-    shares = {"unknown", "round_trip", "nfd_same_ids"}
+    shares = {"character_parts", "unknown", "round_trip", "nfd_same_ids"}
     for label, name in head.items():
         cells = page.row("head", label)
         for cell, group in zip(cells, ours["languages"], strict=False):
@@ -447,7 +464,7 @@ def mismatches(document: dict[str, Any], page: Page) -> list[str]:
             checks.append((f"{name} low", says(low, group["tokens_per_word_low"])))
             checks.append((f"{name} high", says(high, group["tokens_per_word_high"])))
             rest = [*(group["truncated"][str(limit)] for limit in document["limits"])]
-            rest += [group["unknown"], group["round_trip"]]
+            rest += [group["character_parts"], group["unknown"], group["round_trip"]]
             checks += [
                 (f"{name} share {n}", says(cell, value, percent=value is not None))
                 for n, (cell, value) in enumerate(zip(cells[7:], rest, strict=True))
