@@ -332,6 +332,7 @@ def test_pieces_show_text_or_bytes() -> None:
     assert pieces(letters, letters.encode("개a", add_special_tokens=False)) == ["\u2423", "<EA>", "<B0>", "<9C>", "a"]
     whole = train_tokenizer(["개a 개a"], TokenizerSettings(vocab_size=300))
     assert pieces(whole, whole.encode("개a", add_special_tokens=False)) == ["개a"]
+    assert pieces(whole, []) == []
     words = word_tokenizer()
     assert pieces(words, words.encode("개 고양이", add_special_tokens=False)) == ["개", "[UNK]"]
 

@@ -12,7 +12,8 @@ _PART = re.compile("<[0-9A-F]{2}>")
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """What each id stands for, to be read by people: its text, and <EB> for a byte that is a part of a character."""
     tokens = tokenizer.convert_ids_to_tokens(list(ids))
-    texts = tokenizer.batch_decode([[number] for number in ids], clean_up_tokenization_spaces=False)
+    # Not batch_decode, which takes no ids for one text.
+    texts = [str(tokenizer.decode([number], clean_up_tokenization_spaces=False)) for number in ids]
     return [_piece(token, text) for token, text in zip(tokens, texts, strict=True)]
 
 
