@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from ..manifests import write_text
+from .pieces import pieces
 from .report import render
 from .tokenizers import LIMITS, LONGEST_BIN, SELDOM, Texts, VocabularyUse, encode, measure_tokenizer
 
@@ -66,36 +65,6 @@ def tokenizer_page(document: dict[str, Any]) -> str:
     return render("tokenizer.html.jinja", document=document, charts=charts)
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """What each id stands for, to be read by people: its text, and <EB> for a byte that is a part of a character."""
-    return [_piece(tokenizer, number) for number in ids]
-
-
-def _byte_letters() -> dict[str, int]:
-    """Bytes by the letters that byte-level BPE writes them as, and by those of Latin-1, as ByT5 writes them."""
-    # Every continuation byte, and a character for every byte that can begin one.
-    code_points = (*range(0x800), *range(0x800, 0xD800, 0x400), 0xE000, 0xF000, *range(0x10000, 0x110000, 0x10000))
-    text = "".join(map(chr, code_points))
-    ((letters, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
-    return {chr(byte): byte for byte in range(256)} | dict(zip(letters, text.encode(), strict=True))
-
-
-_BYTE_OF = _byte_letters()
-
-
-def _piece(tokenizer: PreTrainedTokenizerBase, number: int) -> str:
-    token = tokenizer.convert_ids_to_tokens([number])[0]
-    text = tokenizer.batch_decode([[number]], clean_up_tokenization_spaces=False)[0]
-    letters = token.removesuffix("</w>")
-    if (not text or "\ufffd" in text) and all(letter in _BYTE_OF for letter in letters):
-        text = bytes(_BYTE_OF[letter] for letter in letters).decode("utf-8", "surrogateescape")
-        return re.sub("[\udc80-\udcff]", lambda byte: f"<{ord(byte[0]) - 0xDC00:02X}>", text).strip()
-    if re.fullmatch("<0x[0-9A-F]{2}>", token):
-        # SentencePiece writes bytes so.
-        return token.replace("0x", "")
-    return text.strip() or ("\u2423" if text else token)
-
-
 def _examples(tokenizers: Mapping[str, PreTrainedTokenizerBase], texts: Texts) -> list[dict[str, Any]]:
     """From each language the texts at some percentiles of their length, and their pieces for each tokenizer."""
     examples = []
@@ -113,7 +82,7 @@ def _examples(tokenizers: Mapping[str, PreTrainedTokenizerBase], texts: Texts) -
 
 
 def _chart(tokenizers: Sequence[Mapping[str, Any]], number: int) -> dict[str, Any]:
-    """Where the histogram of a language has its lines, in units of the drawing; the first is an area as well."""
+    """Where the histograms of a language have their lines, in units of the drawing."""
     shares = []
     for tokenizer in tokenizers:
         figures = tokenizer["languages"][number]

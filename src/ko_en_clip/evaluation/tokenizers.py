@@ -15,6 +15,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from .pieces import is_part, pieces
+
 _Item = TypeVar("_Item")
 
 Texts = Mapping[tuple[str, str], Sequence[str]]
@@ -85,6 +87,8 @@ class TextFigures:
     """Of the same texts, decomposed (NFD)."""
     nfd_same_ids: float
     """Share of texts whose ids are the same composed and decomposed."""
+    character_parts: float
+    """Share of tokens that hold a part of a character: they mean nothing by themselves."""
     num_entries_used: int
     """Different ids that occur in the composed texts."""
     entries_used: float
@@ -143,7 +147,7 @@ def measure_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: Texts) -> Token
     Texts of white space alone are left out and counted.
 
     Raises:
-        ValueError: there is no source, or one without a text.
+        ValueError: there is no source, or one without a text, or one of whose texts the tokenizer makes nothing.
     """
     if not texts:
         raise ValueError("there are no texts to measure a tokenizer on; give at least one language and source.")
@@ -163,10 +167,10 @@ def measure_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: Texts) -> Token
             source=source,
             num_empty_texts=sum(num_empty[key] for key in keys),
             table=np.concatenate([tables[key] for key in keys]),
-            num_entries_used=len(set[int]().union(*(entries[key] for key in keys))),
+            counts=sum((entries[key] for key in keys), Counter[int]()),
         )
 
-    num_entries_used = len(set[int]().union(*entries.values()))
+    num_entries_used = len(sum(entries.values(), Counter[int]()))
     return TokenizerFigures(
         tokenizer_class=type(tokenizer).__name__,
         num_entries=len(tokenizer),
@@ -242,9 +246,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     return encoded["input_ids"]
 
 
-def _count(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[np.ndarray, set[int]]:
-    """A row for each text, and the ids that occur; texts are composed and not empty."""
-    tables, entries = [], set[int]()
+def _count(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[np.ndarray, Counter[int]]:
+    """A row for each text, and how often each id occurs; texts are composed and not empty."""
+    tables, entries = [], Counter[int]()
     with tqdm(total=len(texts), desc="texts", unit="text", unit_scale=True, leave=False) as bar:
         for chunk in _chunks(texts):
             composed = encode(tokenizer, chunk)
@@ -269,10 +273,13 @@ def _figures(
     source: str | None,
     num_empty_texts: int,
     table: np.ndarray,
-    num_entries_used: int,
+    counts: Counter[int],
 ) -> TextFigures:
     """Figures over the rows of a table."""
+    parts = [number for number, piece in zip(counts, pieces(tokenizer, list(counts)), strict=True) if is_part(piece)]
     words, characters, tokens = (int(table[name].sum()) for name in ("words", "characters", "tokens"))
+    if tokens == 0:
+        raise ValueError(f"{type(tokenizer).__name__} makes no token of any text of {language!r}, source {source!r}.")
     lengths = table["tokens"] + tokenizer.num_special_tokens_to_add()
     low, high = _ratio_interval(table["tokens"], table["words"])
     return TextFigures(
@@ -297,8 +304,9 @@ def _figures(
         round_trip=float(table["round_trip"].mean()),
         nfd_tokens_per_word=float(table["nfd_tokens"].sum() / words),
         nfd_same_ids=float(table["nfd_same_ids"].mean()),
-        num_entries_used=num_entries_used,
-        entries_used=num_entries_used / len(tokenizer),
+        character_parts=sum(counts[number] for number in parts) / tokens,
+        num_entries_used=len(counts),
+        entries_used=len(counts) / len(tokenizer),
     )
 
 
