@@ -52,7 +52,7 @@ def run(settings: TrainTokenizerSettings) -> None:
     check_stage_folder(folder, _STAGE)
     # Before the long work, so that a wrong name is known at once.
     others = {name: AutoTokenizer.from_pretrained(name) for name in settings.compare}
-    held_out = _held_out(settings.held_out)
+    held_out = held_out_texts(settings.held_out)
     mixture = TextMixture(settings.sources, settings.num_texts)
     tokenizer = train_tokenizer(mixture, settings.tokenizer)
     inputs = {
@@ -79,7 +79,8 @@ def run(settings: TrainTokenizerSettings) -> None:
         print(f"Look at {folder / 'report.html'}")
 
 
-def _held_out(sources: Sequence[TextSource]) -> Texts:
+def held_out_texts(sources: Sequence[TextSource]) -> Texts:
+    """All texts of the sources by language and source."""
     texts: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for source in sources:
         for language, name, text in stream_texts(source):
