@@ -134,6 +134,8 @@ def mixed_texts() -> dict[tuple[str, str], list[str]]:
     for number, text in enumerate(TRAINING_TEXTS):
         key = ("ko", "ab"[number % 2]) if re.search("[\u1100-\u11ff가-힣]", text) else ("en", "a")
         texts[key] += [text, f"{text} ＡＢ\u3000{number}!", f"{text} " * (number + 1)]
+    # A syllable that no training text has.
+    texts["ko", "b"].append("뷁")
     return texts
 
 
@@ -330,8 +332,8 @@ def test_pieces_hold_every_byte_of_the_text(vocab_size: int) -> None:
 def test_pieces_show_text_or_bytes() -> None:
     letters = train_tokenizer(TRAINING_TEXTS, TokenizerSettings(vocab_size=259))
     assert pieces(letters, letters.encode("개a", add_special_tokens=False)) == ["\u2423", "<EA>", "<B0>", "<9C>", "a"]
-    whole = train_tokenizer(["개a 개a"], TokenizerSettings(vocab_size=300))
-    assert pieces(whole, whole.encode("개a", add_special_tokens=False)) == ["개a"]
+    whole = train_tokenizer(["개집 개집"], TokenizerSettings(vocab_size=300))
+    assert pieces(whole, whole.encode("개집", add_special_tokens=False)) == ["개집"]
     assert pieces(whole, []) == []
     words = word_tokenizer()
     assert pieces(words, words.encode("개 고양이", add_special_tokens=False)) == ["개", "[UNK]"]
