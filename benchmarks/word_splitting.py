@@ -24,13 +24,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ko_en_clip import tokenizer_training
-from ko_en_clip.commands.train_tokenizer import TrainTokenizerSettings, held_out_texts
+from ko_en_clip.commands.train_tokenizer import TrainTokenizerSettings, held_out_texts, smaller_vocabularies
 from ko_en_clip.data.texts import TextMixture
 from ko_en_clip.evaluation.pieces import pieces
 from ko_en_clip.evaluation.tokenizers import Texts, TokenizerFigures, encode, measure_tokenizer
 from ko_en_clip.settings_files import load_settings
 from ko_en_clip.tokenizer_rules import SPLIT, text_normalizer, word_splitter
-from ko_en_clip.tokenizer_training import TokenizerSettings, byte_level_model, cut_vocabulary, learn_merges
+from ko_en_clip.tokenizer_training import TokenizerSettings, byte_level_model, learn_merges
 
 # Radford et al. 2021, released code: white space is dropped, and a word's last piece is marked instead.
 CLIP_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -198,9 +198,7 @@ def main() -> None:
     held_out = held_out_texts(settings.held_out)
     tokenizers = variants(texts, settings.tokenizer)
     trained = tokenizer_training.train_tokenizer(texts, settings.tokenizer)
-    tokenizers |= {"ours as published": trained}
-    for size in (len(trained) * 2 // 3, len(trained) // 3):
-        tokenizers[f"its first {size:,} entries"] = cut_vocabulary(trained, size)
+    tokenizers |= {"ours as published": trained, **smaller_vocabularies(trained)}
     tokenizers["CLIP with its own vocabulary"] = AutoTokenizer.from_pretrained(arguments.clip)
     ratios = speeds(tokenizers, [text for found in held_out.values() for text in found], arguments.rounds)
     rows = [

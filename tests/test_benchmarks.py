@@ -1,5 +1,6 @@
 """The benchmarks run; what they measure is no matter of a test."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tokenizers import pre_tokenizers
 from training_texts import TRAINING_TEXTS
+from transformers import CLIPTokenizer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -37,3 +40,30 @@ def test_image_processing_prints_a_ratio_for_every_variant_and_size(tmp_path: Pa
     assert all(float(ratio) > 0 for line in lines for ratio in re.findall(r"ratio (\d+\.\d+)", line))
     empty = subprocess.run([*command[:2], str(BENCHMARKS)], capture_output=True, text=True, timeout=300)
     assert empty.returncode != 0 and "has no .jpg files" in empty.stderr
+
+
+def test_word_splitting_prints_a_row_for_every_variant(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TRAINING_TEXTS), encoding="utf-8")
+    (tmp_path / "held_out.tsv").write_text("ko\ten\n강아지가 고양이를 본다\ta dog sees a cat\n", encoding="utf-8")
+    (tmp_path / "tokenizer.yaml").write_text(
+        """
+tokenizer: {vocab_size: 400}
+sources: [{name: texts, data: {path: texts.txt, captions: {text: ko}}}]
+held_out: [{name: pair, data: {path: held_out.tsv, captions: {ko: ko, en: en}}}]
+""",
+        encoding="utf-8",
+    )
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer(vocab={token: n for n, token in enumerate(tokens)}, merges=[]).save_pretrained(tmp_path / "clip")
+    command = [sys.executable, str(BENCHMARKS / "word_splitting.py"), "tokenizer.yaml", "--clip=clip", "--rounds=1"]
+    command.append("--output=figures.json")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+    assert len(lines) == len(rows) == 12
+    by_name = {row["name"]: row for row in rows}
+    # The last is CLIP's own, so its ratio to itself is 1; a vocabulary without merges has one token a letter.
+    assert rows[-1]["speed"] == 1.0
+    assert rows[-1]["en"]["tokens_per_character"] == 1.0 > by_name["ours as published"]["en"]["tokens_per_character"]

@@ -41,6 +41,11 @@ class TrainTokenizerSettings:
             raise ValueError("sources is empty; name text files, or data sets with texts.")
         if self.compare and not self.held_out:
             raise ValueError("compare names tokenizers, and held_out no texts to compare them on.")
+        if Path(self.output_dir).name in self.compare:
+            raise ValueError(
+                f"compare has the name that the report gives this tokenizer, {Path(self.output_dir).name!r}; rename "
+                "output_dir."
+            )
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"two sources have one name: {', '.join(names)}.")
@@ -66,7 +71,7 @@ def run(settings: TrainTokenizerSettings) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     tokenizer.save_pretrained(partial)
     if settings.held_out:
-        tokenizers = {folder.name: tokenizer, **_smaller(tokenizer), **others}
+        tokenizers = {folder.name: tokenizer, **smaller_vocabularies(tokenizer), **others}
         # Each text once, whatever its weight: what is asked is how much of the vocabulary the texts can teach.
         seen = (text for source in settings.sources for text in stream_texts(source))
         use = vocabulary_use(tokenizer, (((language, name), text) for language, name, text in seen))
@@ -88,7 +93,7 @@ def held_out_texts(sources: Sequence[TextSource]) -> Texts:
     return dict(texts)
 
 
-def _smaller(tokenizer: KoEnClipTokenizerFast) -> dict[str, PreTrainedTokenizerBase]:
-    """What a third and two thirds of the vocabulary would cost."""
+def smaller_vocabularies(tokenizer: KoEnClipTokenizerFast) -> dict[str, PreTrainedTokenizerBase]:
+    """The tokenizer with two thirds and one third of its entries, by what to call it."""
     sizes = [len(tokenizer) * 2 // 3, len(tokenizer) // 3]
     return {f"its first {size:,}": cut_vocabulary(tokenizer, size) for size in sizes if size > 1000}
