@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test lint types tests transformers-tests test-slow clean
+.PHONY: demo test lint types tests transformers-tests test-slow test-457 clean
 
 $(VENV)/installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -46,5 +46,15 @@ $(VENV)/transformers-tests/tests/__init__.py: $(VENV)/installed
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
 
+# What the package writes, read by the transformers before 5, in an environment that does not have the package.
+test-457: $(VENV)/installed .venv-457/installed
+	$(BIN)/python -m pytest -m slow tests/test_transformers_457.py
+
+.venv-457/installed: constraints-457.txt
+	test -x .venv-457/bin/python || $(PYTHON) -m venv .venv-457
+	.venv-457/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-457.txt \
+		transformers torch pillow numpy
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-lowest build *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-457 build *.egg-info
