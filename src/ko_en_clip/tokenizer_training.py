@@ -163,6 +163,8 @@ def _with_rules(model: models.BPE, max_length: int) -> KoEnClipTokenizerFast:
         bos_token=BOS_TOKEN,
         eos_token=EOS_TOKEN,
         model_max_length=max_length,
+        # Written into the folder, so that transformers 4, which does not know the class, adds no token types.
+        model_input_names=KoEnClipTokenizerFast.model_input_names,
     )
 
 
