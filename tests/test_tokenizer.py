@@ -12,7 +12,7 @@ from training_texts import TRAINING_TEXTS
 from transformers import AutoTokenizer
 
 from ko_en_clip import KoEnClipTokenizerFast
-from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
+from ko_en_clip.tokenizer_training import _STEM, TokenizerSettings, train_tokenizer
 
 TEXTS = [
     "왼쪽에 삼, 오른쪽에 칠",
@@ -252,6 +252,20 @@ def test_using_a_tokenizer_leaves_its_file_as_it_was(call: dict[str, Any], tmp_p
 
 
 # Training
+
+
+def test_a_long_run_of_hangul_is_searched_once_for_a_stem() -> None:
+    # Search from every syllable takes hours here.
+    assert _STEM.findall("하" * 300_000 + "콩") == []
+    assert _STEM.findall("하" * 300_000 + "콩은") == ["하" * 300_000 + "콩"]
+
+
+def test_stems_are_those_of_a_search_from_every_syllable() -> None:
+    everywhere = re.compile(_STEM.pattern.removeprefix("(?<![가-힣])"))
+    assert everywhere.pattern != _STEM.pattern
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("하는은이다들에서강아지 a.", k=12)) for _ in range(2000)]
+    assert [_STEM.findall(text) for text in texts] == [everywhere.findall(text) for text in texts]
 
 
 def test_training_is_deterministic() -> None:

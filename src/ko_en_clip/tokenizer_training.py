@@ -29,7 +29,8 @@ _SUFFIXES = (
     "|들|들이|들은|들을|들의|들과|이다|인|이라는"
     "|하는|하고|하며|한|할|해|했다|한다|하다|하지|하게|되는|된|되어|있는|있다|있고|있으며|입니다|습니다"
 )
-_STEM = re.compile(rf"([가-힣]{{2,}}?)(?:{_SUFFIXES})(?![가-힣])")
+# Where a stem begins inside a run it also begins with the run, so only that is tried: a long run takes linear time.
+_STEM = re.compile(rf"(?<![가-힣])([가-힣]{{2,}}?)(?:{_SUFFIXES})(?![가-힣])")
 
 _LETTERS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
