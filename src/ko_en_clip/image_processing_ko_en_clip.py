@@ -40,6 +40,9 @@ _INTERPOLATIONS = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BIL
 # What libjpeg says of files whose pixels are all there: bytes between the last of them and the end, and a field that
 # sequential JPEG does not use.
 _HARMLESS = ("extraneous bytes before marker 0xd9", "Invalid SOS parameters")
+# Why simplejpeg refuses sound files, strict or not: channels sampled in ways that TurboJPEG has no name for, and a
+# version of the header that libjpeg does not know.
+_LEFT_TO_PILLOW = ("Could not determine subsampling", "unknown JFIF revision")
 # PNG whose pixels Pillow scales to other bits, but not the one colour that stands for transparent.
 _OTHER_BITS = ("L;2", "L;4", "I;16", "I;16B", "RGB;16B")
 # Orientation of EXIF: whether rows and columns change places, and the steps through the rows and columns then.
@@ -238,6 +241,8 @@ def _jpeg_to_tensor(encoded: bytes, header: Image.Image, mode: Mode) -> torch.Te
     try:
         array = simplejpeg.decode_jpeg(encoded, colorspace=colours)
     except ValueError as error:
+        if any(message in str(error) for message in _LEFT_TO_PILLOW):
+            return _pil_to_tensor(header, mode)
         if not any(message in str(error) for message in _HARMLESS):
             raise
         array = simplejpeg.decode_jpeg(encoded, colorspace=colours, strict=False)
