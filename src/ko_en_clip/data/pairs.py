@@ -176,7 +176,8 @@ def open_rows(settings: DataSettings, *, streaming: bool = False) -> Any:
         FileNotFoundError: the path or files do not exist.
     """
     if settings.path == "digits":
-        return load_digit_pairs(settings.split, settings.name)
+        digits = load_digit_pairs(settings.split, settings.name)
+        return digits.to_iterable_dataset() if streaming else digits
     path, files = settings.path, settings.files
     if Path(path).is_file():
         suffix = Path(path).suffix

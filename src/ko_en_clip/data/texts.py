@@ -56,6 +56,8 @@ def stream_texts(source: TextSource) -> Iterator[Text]:
     """
     captions, where = source.data.captions, source.data.where
     rows = open_rows(source.data, streaming=True)
+    # Pictures stay encoded; where the types of the columns are not known, as in text files, there are none.
+    rows = rows.decode(False) if rows.features else rows
     for batch in rows.iter(batch_size=_ROWS_AT_ONCE):
         for column in (*captions, *where):
             if column not in batch:
