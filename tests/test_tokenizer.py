@@ -317,3 +317,17 @@ def test_decomposed_korean_costs_no_more_tokens_on_real_captions(
         decomposed = unicodedata.normalize("NFD", caption)
         assert decomposed != caption or not re.search("[가-힣]", caption)
         assert ids(tiny_tokenizer, decomposed) == ids(tiny_tokenizer, caption)
+
+
+@pytest.mark.parametrize("tensor_type", [None, "pt"])
+def test_offsets_of_one_text_with_overflow_are_those_in_a_list(
+    tensor_type: str | None, tiny_tokenizer: KoEnClipTokenizerFast
+) -> None:
+    wanted = {"truncation": True, "max_length": 5, "padding": True, "return_tensors": tensor_type}
+    wanted |= {"return_offsets_mapping": True, "return_overflowing_tokens": True}
+    text = "a dog runs over the field and sleeps"
+    alone, listed = tiny_tokenizer(text, **wanted), tiny_tokenizer([text], **wanted)
+    assert len(alone["input_ids"]) > 1
+    for name in ("input_ids", "offset_mapping"):
+        found = [part[name] if tensor_type is None else part[name].tolist() for part in (alone, listed)]
+        assert found[0] == found[1]
