@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import datasets
+import pytest
 
 from ko_en_clip.data.pairs import DataSettings
-from ko_en_clip.data.texts import TextSource, stream_texts
+from ko_en_clip.data.texts import TextMixture, TextSource, stream_texts
 
 
 def test_pictures_beside_texts_are_not_decoded(tmp_path: Path) -> None:
@@ -20,3 +21,23 @@ def test_pictures_beside_texts_are_not_decoded(tmp_path: Path) -> None:
 def test_digits_stream() -> None:
     source = TextSource(name="digits", data=DataSettings(path="digits", captions={"caption_ko": "ko"}))
     assert {found.language for found in stream_texts(source)} == {"ko"}
+
+
+def source_of(folder: Path, num_texts: int, weight: float) -> TextSource:
+    file = folder / "texts.txt"
+    file.write_text("".join(f"text {number}\n" for number in range(num_texts)), encoding="utf-8")
+    return TextSource(name="lines", weight=weight, data=DataSettings(path=str(file), captions={"text": "en"}))
+
+
+# 0.5 has no rounding error; 0.7 and 0.3 as binary numbers are a little less.
+@pytest.mark.parametrize(("weight", "taken"), [(0.5, 5), (0.7, 7), (0.3, 3)])
+def test_weights_are_taken_as_they_are_written(weight: float, taken: int, tmp_path: Path) -> None:
+    assert len(list(TextMixture([source_of(tmp_path, 10, weight)], {}))) == taken
+
+
+@pytest.mark.parametrize("number", [0, -5])
+def test_a_number_of_texts_below_one_is_refused(number: int, tmp_path: Path) -> None:
+    source = source_of(tmp_path, 3, 1.0)
+    assert len(list(TextMixture([source], {"en": 1}))) == 1
+    with pytest.raises(ValueError, match="at least 1"):
+        TextMixture([source], {"en": number})

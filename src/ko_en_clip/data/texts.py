@@ -91,10 +91,13 @@ class TextMixture:
                 million English and 1.5 million Korean texts); empty for every text times its weight.
 
         Raises:
-            ValueError: `num_texts` has another set of languages than the sources, or one of them has no text.
+            ValueError: `num_texts` has another set of languages than the sources, or a number below 1, or one of the
+                languages has no text.
         """
         self.sources = sources
         self.rates = {language: Fraction(1) for source in sources for language in source.data.captions.values()}
+        if any(number < 1 for number in num_texts.values()):
+            raise ValueError(f"num_texts is {dict(num_texts)}; each language needs a number of at least 1.")
         if num_texts:
             self.rates = self._rates(num_texts)
         self.used: Counter[tuple[str, str]] = Counter()
@@ -108,8 +111,8 @@ class TextMixture:
         due = dict.fromkeys(self.rates, Fraction(0))
         for source in self.sources:
             for language, name, text in tqdm(stream_texts(source), desc=source.name, unit=" texts"):
-                # Fractions, since a rounding error would add or drop a text.
-                due[language] += Fraction(source.weight) * self.rates[language]
+                # Fractions of the weight as it is written, since a rounding error would add or drop a text.
+                due[language] += Fraction(str(source.weight)) * self.rates[language]
                 times, due[language] = divmod(due[language], 1)
                 for _ in range(times):
                     self.used[language, name] += 1
@@ -126,7 +129,7 @@ class TextMixture:
         weights = dict.fromkeys(self.rates, Fraction(0))
         for source in self.sources:
             for language, _, _ in tqdm(stream_texts(source), desc=f"counting {source.name}", unit=" texts"):
-                weights[language] += Fraction(source.weight)
+                weights[language] += Fraction(str(source.weight))
         for language, weight in weights.items():
             if weight == 0:
                 raise ValueError(f"no source has a text in the language {language!r}, of which num_texts wants some.")
