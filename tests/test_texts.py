@@ -1,12 +1,15 @@
 """Streams of texts and their mixture."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
 import pytest
 
+from ko_en_clip.commands.train_tokenizer import TrainTokenizerSettings, held_out_texts
 from ko_en_clip.data.pairs import DataSettings
 from ko_en_clip.data.texts import TextMixture, TextSource, stream_texts
+from ko_en_clip.tokenizer_training import TokenizerSettings
 
 
 def test_pictures_beside_texts_are_not_decoded(tmp_path: Path) -> None:
@@ -41,3 +44,23 @@ def test_a_number_of_texts_below_one_is_refused(number: int, tmp_path: Path) -> 
     assert len(list(TextMixture([source], {"en": 1}))) == 1
     with pytest.raises(ValueError, match="at least 1"):
         TextMixture([source], {"en": number})
+
+
+def test_a_held_out_source_without_a_text_is_refused_before_training(tmp_path: Path) -> None:
+    empty = source_of(tmp_path, 0, 1.0)
+    with pytest.raises(ValueError, match="'lines' has no text"):
+        held_out_texts([empty])
+    assert len(held_out_texts([source_of(tmp_path, 2, 1.0)])["en", "lines"]) == 2
+
+
+@pytest.mark.parametrize(("other", "refused"), [("tokenizer", True), ("old/tokenizer", False)])
+def test_two_tokenizers_of_a_report_have_two_names(other: str, refused: bool, tmp_path: Path) -> None:
+    source = source_of(tmp_path, 2, 1.0)
+    with pytest.raises(ValueError, match="two names") if refused else nullcontext():
+        TrainTokenizerSettings(
+            output_dir="new/tokenizer",
+            tokenizer=TokenizerSettings(vocab_size=300),
+            sources=[source],
+            held_out=[source],
+            compare=[other],
+        )

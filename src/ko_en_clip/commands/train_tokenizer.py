@@ -41,6 +41,10 @@ class TrainTokenizerSettings:
             raise ValueError("sources is empty; name text files, or data sets with texts.")
         if self.compare and not self.held_out:
             raise ValueError("compare names tokenizers, and held_out no texts to compare them on.")
+        if Path(self.output_dir).name in self.compare:
+            raise ValueError(
+                f"compare names {Path(self.output_dir).name!r}, as output_dir does; the report needs two names."
+            )
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"two sources have one name: {', '.join(names)}.")
@@ -80,11 +84,17 @@ def run(settings: TrainTokenizerSettings) -> None:
 
 
 def held_out_texts(sources: Sequence[TextSource]) -> Texts:
-    """All texts of the sources by language and source."""
+    """All texts of the sources by language and source.
+
+    Raises:
+        ValueError: a source has no text.
+    """
     texts: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for source in sources:
         for language, name, text in stream_texts(source):
             texts[language, name].append(text)
+        if not any(name == source.name for _, name in texts):
+            raise ValueError(f"the held-out source {source.name!r} has no text; leave it out or fill it.")
     return dict(texts)
 
 
