@@ -1095,3 +1095,35 @@ def test_shortest_side_rule_by_hand() -> None:
     found = pixels(KoEnClipImageProcessor(**SETTINGS), drawing(50, 70), do_center_crop=False)
     assert found.shape == (3, 44, 32)
     assert math.floor(32 * 70 / 50) == 44 != round(32 * 70 / 50)
+
+
+def flat_jpeg(sampling: int) -> bytes:
+    """A sound grey picture of 96 x 64 pixels whose first channel is sampled as the byte says."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (96, 64), (128, 128, 128)).save(buffer, "JPEG", subsampling=0)
+    encoded = bytearray(buffer.getvalue())
+    encoded[encoded.index(b"\xff\xc0") + 11] = sampling
+    across, down = sampling >> 4, sampling & 15
+    units = math.ceil(96 / (8 * across)) * math.ceil(64 / (8 * down))
+    # In the tables of the standard, a block like the one before it is 001010 in the first channel, 0000 in others.
+    bits = ("001010" * across * down + "0000" * 2) * units
+    bits += "1" * (-len(bits) % 8)
+    scan = encoded.index(b"\xff\xda")
+    data = scan + 2 + int.from_bytes(encoded[scan + 2 : scan + 4], "big")
+    return bytes(encoded[:data]) + int(bits, 2).to_bytes(len(bits) // 8, "big") + b"\xff\xd9"
+
+
+# 1x1, 2x2, 4x1 are the usual ones; the others are in the standard, too.
+@pytest.mark.parametrize("sampling", [0x11, 0x22, 0x41, 0x31, 0x13, 0x24])
+def test_jpeg_of_any_sampling_decodes(sampling: int) -> None:
+    pixels = decode(flat_jpeg(sampling))
+    assert pixels.shape == (3, 64, 96)
+    assert set(pixels.unique().tolist()) == {128}
+
+
+def test_jpeg_with_a_header_of_another_version_decodes() -> None:
+    usual = flat_jpeg(0x11)
+    place = usual.index(b"JFIF\0") + 5
+    other = usual[:place] + b"\x02" + usual[place + 1 :]
+    assert other != usual
+    assert torch.equal(decode(other), decode(usual))

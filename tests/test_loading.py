@@ -432,15 +432,17 @@ def test_batch_says_how_many_tokens_each_text_has(tiny_processor):
     assert [row.index(tiny_processor.tokenizer.eos_token_id) + 1 for row in batch["input_ids"].tolist()] == expected
 
 
-def test_a_caption_that_spells_out_eos_ends_there(tiny_processor, tiny_model):
-    """For the collator as for the model, which would refuse lengths of another end."""
+def test_a_caption_that_spells_out_eos_goes_on(tiny_processor, tiny_model):
+    """A caption is data: what the processor takes for text at evaluation is text in training, too."""
     eos = tiny_processor.tokenizer.eos_token
     example = {"pixels": torch.zeros(4, 32, 32, dtype=torch.uint8), "draw": 1, "skipped": ()}
     captions = [f"a cat {eos} a dog", "a cat"]
     collate = Collator(tiny_processor, EVERYTHING, with_text=True)
     batch = collate([Example(captions=[text], group=row, **example) for row, text in enumerate(captions)])
     one = len(tiny_processor.tokenizer("a cat")["input_ids"])
-    assert batch["text_lengths"] == [one, one]
-    assert batch["attention_mask"].sum(dim=1).tolist() != [one, one]
+    assert batch["text_lengths"] == [len(tiny_processor(text=captions[:1])["input_ids"][0]), one]
+    assert batch["text_lengths"][0] > one
+    # The twin: the tokenizer by itself ends it there.
+    assert tiny_processor.tokenizer(captions[0])["input_ids"].index(tiny_processor.tokenizer.eos_token_id) + 1 == one
     del batch["skipped"]
     tiny_model(**batch, return_loss=True)

@@ -12,7 +12,7 @@ from training_texts import TRAINING_TEXTS
 from transformers import AutoTokenizer
 
 from ko_en_clip import KoEnClipTokenizerFast
-from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
+from ko_en_clip.tokenizer_training import _STEM, TokenizerSettings, train_tokenizer
 
 TEXTS = [
     "왼쪽에 삼, 오른쪽에 칠",
@@ -254,6 +254,20 @@ def test_using_a_tokenizer_leaves_its_file_as_it_was(call: dict[str, Any], tmp_p
 # Training
 
 
+def test_a_long_run_of_hangul_is_searched_once_for_a_stem() -> None:
+    # Search from every syllable takes hours here.
+    assert _STEM.findall("하" * 300_000 + "콩") == []
+    assert _STEM.findall("하" * 300_000 + "콩은") == ["하" * 300_000 + "콩"]
+
+
+def test_stems_are_those_of_a_search_from_every_syllable() -> None:
+    everywhere = re.compile(_STEM.pattern.removeprefix("(?<![가-힣])"))
+    assert everywhere.pattern != _STEM.pattern
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("하는은이다들에서강아지 a.", k=12)) for _ in range(2000)]
+    assert [_STEM.findall(text) for text in texts] == [everywhere.findall(text) for text in texts]
+
+
 def test_training_is_deterministic() -> None:
     settings = TokenizerSettings(vocab_size=350)
     one, two = (train_tokenizer(iter(TRAINING_TEXTS), settings).backend_tokenizer.to_str() for _ in range(2))
@@ -303,3 +317,17 @@ def test_decomposed_korean_costs_no_more_tokens_on_real_captions(
         decomposed = unicodedata.normalize("NFD", caption)
         assert decomposed != caption or not re.search("[가-힣]", caption)
         assert ids(tiny_tokenizer, decomposed) == ids(tiny_tokenizer, caption)
+
+
+@pytest.mark.parametrize("tensor_type", [None, "pt"])
+def test_offsets_of_one_text_with_overflow_are_those_in_a_list(
+    tensor_type: str | None, tiny_tokenizer: KoEnClipTokenizerFast
+) -> None:
+    wanted = {"truncation": True, "max_length": 5, "padding": True, "return_tensors": tensor_type}
+    wanted |= {"return_offsets_mapping": True, "return_overflowing_tokens": True}
+    text = "a dog runs over the field and sleeps"
+    alone, listed = tiny_tokenizer(text, **wanted), tiny_tokenizer([text], **wanted)
+    assert len(alone["input_ids"]) > 1
+    for name in ("input_ids", "offset_mapping"):
+        found = [part[name] if tensor_type is None else part[name].tolist() for part in (alone, listed)]
+        assert found[0] == found[1]

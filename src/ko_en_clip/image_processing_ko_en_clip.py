@@ -35,11 +35,15 @@ except ImportError:
     simplejpeg = None
 
 Mode = Literal["RGB", "RGBa"] | None
+_TIMEOUT_SECONDS = 30
 
 _INTERPOLATIONS = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
 # What libjpeg says of files whose pixels are all there: bytes between the last of them and the end, and a field that
 # sequential JPEG does not use.
 _HARMLESS = ("extraneous bytes before marker 0xd9", "Invalid SOS parameters")
+# Why simplejpeg refuses sound files, strict or not: channels sampled in ways that TurboJPEG has no name for, and a
+# version of the header that libjpeg does not know.
+_LEFT_TO_PILLOW = ("Could not determine subsampling", "unknown JFIF revision")
 # PNG whose pixels Pillow scales to other bits, but not the one colour that stands for transparent.
 _OTHER_BITS = ("L;2", "L;4", "I;16", "I;16B", "RGB;16B")
 # Orientation of EXIF: whether rows and columns change places, and the steps through the rows and columns then.
@@ -181,7 +185,7 @@ class KoEnClipImageProcessor(BaseImageProcessor):
             placed = [picture.to(device) for picture in pictures]
             return BatchFeature({"pixel_values": placed}, tensor_type=return_tensors)
         batch = batch.to(device)
-        return BatchFeature({"pixel_values": batch.numpy() if return_tensors == "np" else batch})
+        return BatchFeature({"pixel_values": batch.cpu().numpy() if return_tensors == "np" else batch})
 
 
 def decode(encoded: bytes, mode: Mode = "RGB") -> torch.Tensor:
@@ -223,7 +227,7 @@ def _encoded(source: Any) -> bytes:
         return bytes(source)
     text = os.fspath(source)
     if text.startswith(("http://", "https://")):
-        response = get_session().get(text, follow_redirects=True)
+        response = get_session().get(text, follow_redirects=True, timeout=_TIMEOUT_SECONDS)
         hf_raise_for_status(response)
         return response.content
     if text.startswith("data:image/"):
@@ -238,6 +242,8 @@ def _jpeg_to_tensor(encoded: bytes, header: Image.Image, mode: Mode) -> torch.Te
     try:
         array = simplejpeg.decode_jpeg(encoded, colorspace=colours)
     except ValueError as error:
+        if any(message in str(error) for message in _LEFT_TO_PILLOW):
+            return _pil_to_tensor(header, mode)
         if not any(message in str(error) for message in _HARMLESS):
             raise
         array = simplejpeg.decode_jpeg(encoded, colorspace=colours, strict=False)

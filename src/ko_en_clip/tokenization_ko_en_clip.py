@@ -59,15 +59,18 @@ class KoEnClipTokenizerFast(TokenizersBackend):
             text = _mended(text, "text")
             text_pair = None if text_pair is None else _mended(text_pair, "text_pair")
             encoded = super()._encode_plus(text, text_pair, **kwargs)
-        if refine and isinstance(text, str):
+        # With overflow, one text has several rows.
+        one_row = isinstance(text, str) and not kwargs.get("return_overflowing_tokens")
+        if refine and one_row:
             encoded["offset_mapping"] = _refined_offsets(encoded["offset_mapping"], text)
         elif refine:
-            samples = encoded.get("overflow_to_sample_mapping", range(len(text)))
+            texts = [text] if isinstance(text, str) else text
+            samples = encoded.get("overflow_to_sample_mapping", range(len(texts)))
             encoded["offset_mapping"] = [
-                _refined_offsets(row, text[sample])
+                _refined_offsets(row, texts[sample])
                 for row, sample in zip(encoded["offset_mapping"], samples, strict=True)
             ]
-        return encoded.convert_to_tensors(tensor_type, prepend_batch_axis=isinstance(text, str))
+        return encoded.convert_to_tensors(tensor_type, prepend_batch_axis=one_row)
 
 
 def check_input_ids(input_ids: Sequence[Sequence[int]], tokenizer: TokenizersBackend) -> None:

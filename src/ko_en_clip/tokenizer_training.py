@@ -29,7 +29,8 @@ _SUFFIXES = (
     "|들|들이|들은|들을|들의|들과|이다|인|이라는"
     "|하는|하고|하며|한|할|해|했다|한다|하다|하지|하게|되는|된|되어|있는|있다|있고|있으며|입니다|습니다"
 )
-_STEM = re.compile(rf"([가-힣]{{2,}}?)(?:{_SUFFIXES})(?![가-힣])")
+# Where a stem begins inside a run it also begins with the run, so only that is tried: a long run takes linear time.
+_STEM = re.compile(rf"(?<![가-힣])([가-힣]{{2,}}?)(?:{_SUFFIXES})(?![가-힣])")
 
 _LETTERS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
@@ -153,7 +154,9 @@ def _with_rules(model: models.BPE, max_length: int) -> KoEnClipTokenizerFast:
     tokenizer.add_special_tokens(_SPECIAL_TOKENS)
     bos_id, eos_id = tokenizer.token_to_id(BOS_TOKEN), tokenizer.token_to_id(EOS_TOKEN)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS_TOKEN} $A {EOS_TOKEN}", special_tokens=[(BOS_TOKEN, bos_id), (EOS_TOKEN, eos_id)]
+        single=f"{BOS_TOKEN} $A {EOS_TOKEN}",
+        pair=f"{BOS_TOKEN} $A {EOS_TOKEN} {BOS_TOKEN} $B {EOS_TOKEN}",
+        special_tokens=[(BOS_TOKEN, bos_id), (EOS_TOKEN, eos_id)],
     )
     tokenizer.enable_truncation(max_length)
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(PAD_TOKEN), pad_token=PAD_TOKEN)

@@ -43,8 +43,7 @@ class TrainTokenizerSettings:
             raise ValueError("compare names tokenizers, and held_out no texts to compare them on.")
         if Path(self.output_dir).name in self.compare:
             raise ValueError(
-                f"compare has the name that the report gives this tokenizer, {Path(self.output_dir).name!r}; rename "
-                "output_dir."
+                f"compare names {Path(self.output_dir).name!r}, as output_dir does; the report needs two names."
             )
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):

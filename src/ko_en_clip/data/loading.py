@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..image_processing_ko_en_clip import KoEnClipImageProcessor
 from ..processing_ko_en_clip import KoEnClipProcessor
-from ..tokenization_ko_en_clip import check_input_ids, text_lengths_of
+from ..tokenization_ko_en_clip import text_lengths_of
 from .augmentation import AugmentationSettings, augment, random_view
 from .pairs import PairSet, UnreadablePictureError
 
@@ -220,11 +220,9 @@ class Collator:
         if self.with_text:
             by_language = zip(*(example.captions for example in examples), strict=True)
             captions = [caption for captions in by_language for caption in captions]
-            texts = self.processor.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+            texts = self.processor(text=captions, text_kwargs={"return_tensors": "pt"})
             rows = texts["input_ids"].tolist()
-            check_input_ids(rows, self.processor.tokenizer)
             batch |= {"input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"]}
-            # Not the mask's sums: a caption may spell out EOS, and ends there.
             batch["text_lengths"] = text_lengths_of(rows, self.processor.tokenizer)
             batch["groups"] = torch.tensor([example.group for example in examples])
         batch["skipped"] = [entry for example in examples for entry in example.skipped]

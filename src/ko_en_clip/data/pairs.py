@@ -176,7 +176,8 @@ def open_rows(settings: DataSettings, *, streaming: bool = False) -> Any:
         FileNotFoundError: the path or files do not exist.
     """
     if settings.path == "digits":
-        return load_digit_pairs(settings.split, settings.name)
+        digits = load_digit_pairs(settings.split, settings.name)
+        return digits.to_iterable_dataset() if streaming else digits
     path, files = settings.path, settings.files
     if Path(path).is_file():
         suffix = Path(path).suffix
@@ -185,8 +186,9 @@ def open_rows(settings: DataSettings, *, streaming: bool = False) -> Any:
         path, files = _BUILDERS[suffix], [path]
     elif Path(path).suffix in _BUILDERS:
         raise FileNotFoundError(f"path is {path!r}, and there is no such file.")
-    # Tables separated by tabs have no quotes: a quotation mark in a caption is one.
-    as_tsv = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path == "csv" and _are_tsv(files) else {}
+    # A caption may be the word "None". Tables separated by tabs have no quotes: a quotation mark in a caption is one.
+    as_csv: dict[str, Any] = {"keep_default_na": False} if path == "csv" else {}
+    as_csv |= {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path == "csv" and _are_tsv(files) else {}
     try:
         rows = datasets.load_dataset(
             path,
@@ -195,7 +197,7 @@ def open_rows(settings: DataSettings, *, streaming: bool = False) -> Any:
             data_files={settings.split.split("[")[0]: files} if files else None,
             revision=settings.revision,
             streaming=streaming,
-            **as_tsv,
+            **as_csv,
         )
     except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         # What datasets says of a split without rows, an unknown split, or a file that is not what it seems.

@@ -51,26 +51,23 @@ def stream_texts(source: TextSource) -> Iterator[Text]:
     """Every text of a source in order, empty ones left out.
 
     Raises:
-        ValueError: a column is missing, holds no text, or a file is not what it seems; the message names it.
+        ValueError: a column is missing or holds no text, or a file is not what it seems or not UTF-8, or there is no
+            text at all; the message names the source.
         FileNotFoundError: a file does not exist.
     """
     captions, where = source.data.captions, source.data.where
-    rows = open_rows(source.data, streaming=True)
-    for batch in rows.iter(batch_size=_ROWS_AT_ONCE):
-        for column in (*captions, *where):
-            if column not in batch:
-                raise ValueError(
-                    f"source {source.name!r} has no column {column!r}; it has {', '.join(sorted(batch))}."
-                )
-        kept = [
-            number
-            for number in range(len(batch[next(iter(captions))]))
-            if all(batch[column][number] == value for column, value in where.items())
-        ]
-        for number in kept:
+    none_yet = True
+    for batch in _batches(source):
+        cells = {column: _cells(batch, column, source) for column in (*captions, *where)}
+        for number in range(len(next(iter(cells.values())))):
+            if any(cells[column][number] != value for column, value in where.items()):
+                continue
             for column, language in captions.items():
-                for text in _checked(batch[column][number], source, column):
+                for text in _checked(cells[column][number], source, column):
+                    none_yet = False
                     yield Text(language, source.name, text)
+    if none_yet:
+        raise ValueError(f"source {source.name!r} has no text; leave it out or fill it.")
 
 
 class TextMixture:
@@ -89,10 +86,13 @@ class TextMixture:
                 million English and 1.5 million Korean texts); empty for every text times its weight.
 
         Raises:
-            ValueError: `num_texts` has another set of languages than the sources, or one of them has no text.
+            ValueError: `num_texts` has another set of languages than the sources, or a number below 1, or one of the
+                languages has no text.
         """
         self.sources = sources
         self.rates = {language: Fraction(1) for source in sources for language in source.data.captions.values()}
+        if any(number < 1 for number in num_texts.values()):
+            raise ValueError(f"num_texts is {dict(num_texts)}; each language needs a number of at least 1.")
         if num_texts:
             self.rates = self._rates(num_texts)
         self.used: Counter[tuple[str, str]] = Counter()
@@ -106,8 +106,8 @@ class TextMixture:
         due = dict.fromkeys(self.rates, Fraction(0))
         for source in self.sources:
             for language, name, text in tqdm(stream_texts(source), desc=source.name, unit=" texts"):
-                # Fractions, since a rounding error would add or drop a text.
-                due[language] += Fraction(source.weight) * self.rates[language]
+                # Fractions of the weight as it is written, since a rounding error would add or drop a text.
+                due[language] += Fraction(str(source.weight)) * self.rates[language]
                 times, due[language] = divmod(due[language], 1)
                 for _ in range(times):
                     self.used[language, name] += 1
@@ -124,11 +124,32 @@ class TextMixture:
         weights = dict.fromkeys(self.rates, Fraction(0))
         for source in self.sources:
             for language, _, _ in tqdm(stream_texts(source), desc=f"counting {source.name}", unit=" texts"):
-                weights[language] += Fraction(source.weight)
+                weights[language] += Fraction(str(source.weight))
         for language, weight in weights.items():
             if weight == 0:
                 raise ValueError(f"no source has a text in the language {language!r}, of which num_texts wants some.")
         return {language: num_texts[language] / weight for language, weight in weights.items()}
+
+
+def _batches(source: TextSource) -> Iterator[dict[str, list[Any]]]:
+    rows = open_rows(source.data, streaming=True)
+    # Pictures stay encoded; where the types of the columns are not known, as in text files, there are none.
+    rows = rows.decode(False) if rows.features else rows
+    try:
+        yield from rows.iter(batch_size=_ROWS_AT_ONCE)
+    # What Arrow, pandas and Python say of a file that is not what it seems; RuntimeError is datasets' of an empty one.
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"source {source.name!r} is empty or unreadable: {type(error).__name__}: {error}") from error
+
+
+def _cells(batch: dict[str, list[Any]], column: str, source: TextSource) -> list[Any]:
+    """A column, also one inside the JSON of webdataset, as in json.caption_ko."""
+    if column in batch:
+        return batch[column]
+    outer, _, inner = column.partition(".")
+    if inner and outer in batch and all(isinstance(cell, dict) and inner in cell for cell in batch[outer]):
+        return [cell[inner] for cell in batch[outer]]
+    raise ValueError(f"source {source.name!r} has no column {column!r}; it has {', '.join(sorted(batch))}.")
 
 
 def _checked(cell: Any, source: TextSource, column: str) -> list[str]:

@@ -126,7 +126,7 @@ class TrainingSource:
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyUse:
-    """How often the entries of a vocabulary occur in the texts that it was trained on."""
+    """How often the entries of a vocabulary occur in the texts of its training sources, each text once."""
 
     num_entries: int
     """Special tokens included."""
@@ -238,6 +238,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
         add_special_tokens=False,
         padding=False,
         truncation=False,
+        # Texts are data, and a special token spelled out in one is text.
+        split_special_tokens=True,
         return_attention_mask=False,
         return_token_type_ids=False,
         # Texts longer than the model takes are measured, not fed to it.
