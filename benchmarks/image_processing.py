@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from ko_en_clip import KoEnClipImageProcessor, image_processing_ko_en_clip
+from ko_en_clip import KoEnClipImageProcessor, image_decoding_ko_en_clip
 
 BATCH_SIZE = 8
 MEGAPIXELS = (None, 1, 4)
@@ -98,7 +98,7 @@ def _set(module: Any, name: str, value: Any) -> Iterator[None]:
 
 def without_simplejpeg(processor: KoEnClipImageProcessor, batch: list[bytes]) -> Any:
     """A batch as where simplejpeg is not installed."""
-    with _set(image_processing_ko_en_clip, "simplejpeg", None):
+    with _set(image_decoding_ko_en_clip, "simplejpeg", None):
         return processor(batch, return_tensors="pt")
 
 

@@ -23,8 +23,8 @@ from transformers.image_utils import load_image
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from ko_en_clip import KoEnClipImageProcessor, image_processing_ko_en_clip
-from ko_en_clip.image_processing_ko_en_clip import decode
+from ko_en_clip import KoEnClipImageProcessor, image_decoding_ko_en_clip
+from ko_en_clip.image_decoding_ko_en_clip import decode
 
 SETTINGS: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -112,7 +112,7 @@ def test_pixels_of_full_contrast_are_within_2_of_pillows_passes(size: tuple[int,
 def jpeg_decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With simplejpeg, and as where it is not installed."""
     if request.param == "Pillow":
-        monkeypatch.setattr(image_processing_ko_en_clip, "simplejpeg", None)
+        monkeypatch.setattr(image_decoding_ko_en_clip, "simplejpeg", None)
     else:
         pytest.importorskip("simplejpeg")
     return str(request.param)
@@ -216,10 +216,10 @@ def test_decoders_of_jpeg_agree_to_the_bit(mode: Any, photos: list[Path], monkey
     files += [encoded(drawn, "JPEG", subsampling=each, quality=90) for each in ("4:4:4", "4:2:2", "4:2:0")]
     files += [encoded(drawn, "JPEG", progressive=True), encoded(drawn.convert("L"), "JPEG")]
     for number, file in enumerate(files):
-        monkeypatch.setattr(image_processing_ko_en_clip, "simplejpeg", Counted)
+        monkeypatch.setattr(image_decoding_ko_en_clip, "simplejpeg", Counted)
         found = decode(file, mode)
         assert len(calls) == number + 1
-        monkeypatch.setattr(image_processing_ko_en_clip, "simplejpeg", None)
+        monkeypatch.setattr(image_decoding_ko_en_clip, "simplejpeg", None)
         expected = decode(file, mode)
         assert_close(found, expected, rtol=0, atol=0)
         assert len(calls) == number + 1
@@ -674,7 +674,7 @@ def test_simplejpeg_refuses_what_pillow_fills_with_grey(monkeypatch: pytest.Monk
     cut = whole[: len(whole) * 2 // 3] + b"\xff\xd9"
     with pytest.raises(ValueError, match="premature end of data segment"):
         decode(cut)
-    monkeypatch.setattr(image_processing_ko_en_clip, "simplejpeg", None)
+    monkeypatch.setattr(image_decoding_ko_en_clip, "simplejpeg", None)
     assert not torch.equal(decode(cut), decode(whole))
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import datasets
 import torch
 
-from ..image_processing_ko_en_clip import decode
+from ..image_decoding_ko_en_clip import decode
 from .digits import load_digit_pairs
 
 _BUILDERS = {

@@ -29,6 +29,7 @@ TOLERANCE = 1e-5
 
 SHIPPED_FILES = (
     "configuration_ko_en_clip.py",
+    "image_decoding_ko_en_clip.py",
     "image_processing_ko_en_clip.py",
     "losses_ko_en_clip.py",
     "modeling_ko_en_clip.py",
