@@ -57,12 +57,13 @@ def text_normalizer() -> normalizers.Normalizer:
     return normalizers.Sequence(
         [
             normalizers.Replace(Regex(_TO_CONTROL), "\x01"),
+            # First, since unseen characters that the table removes at the start of a text would shift all its offsets.
+            normalizers.Prepend(" "),
             normalizers.Precompiled(character_table(CHARACTERS)),
             normalizers.Replace(Regex(" {2,}"), " "),
-            normalizers.Strip(),
+            normalizers.Strip(left=False),
             normalizers.Lowercase(),
             normalizers.NFC(),
-            normalizers.Prepend(" "),
         ]
     )
 
