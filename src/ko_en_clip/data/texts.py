@@ -55,8 +55,7 @@ def stream_texts(source: TextSource) -> Iterator[Text]:
         FileNotFoundError: a file does not exist.
     """
     captions, where = source.data.captions, source.data.where
-    rows = open_rows(source.data, streaming=True)
-    for batch in rows.iter(batch_size=_ROWS_AT_ONCE):
+    for batch in _batches(source):
         for column in (*captions, *where):
             if column not in batch:
                 raise ValueError(
@@ -89,7 +88,8 @@ class TextMixture:
                 million English and 1.5 million Korean texts); empty for every text times its weight.
 
         Raises:
-            ValueError: `num_texts` has another set of languages than the sources, or one of them has no text.
+            ValueError: `num_texts` has another set of languages than the sources, or a number below 1; or a language
+                has no text.
         """
         self.sources = sources
         self.rates = {language: Fraction(1) for source in sources for language in source.data.captions.values()}
@@ -121,6 +121,12 @@ class TextMixture:
                 f"num_texts has the languages {sorted(num_texts)}, and the sources {sorted(self.rates)}; give a "
                 "number for each language of the sources."
             )
+        for language, number in num_texts.items():
+            if number < 1:
+                raise ValueError(
+                    f"num_texts has {number} for {language!r}; it must be at least 1. Leave out the sources of a "
+                    "language that is not wanted."
+                )
         weights = dict.fromkeys(self.rates, Fraction(0))
         for source in self.sources:
             for language, _, _ in tqdm(stream_texts(source), desc=f"counting {source.name}", unit=" texts"):
@@ -129,6 +135,22 @@ class TextMixture:
             if weight == 0:
                 raise ValueError(f"no source has a text in the language {language!r}, of which num_texts wants some.")
         return {language: num_texts[language] / weight for language, weight in weights.items()}
+
+
+def _batches(source: TextSource) -> Iterator[dict[str, list[Any]]]:
+    """Rows as lists by column.
+
+    Raises:
+        ValueError: a file is not what it seems, which is only known when the rows are read.
+    """
+    rows = open_rows(source.data, streaming=True)
+    try:
+        yield from rows.iter(batch_size=_ROWS_AT_ONCE)
+    except ValueError as error:
+        files = ", ".join([source.data.path, *source.data.files])
+        raise ValueError(
+            f"source {source.name!r} ({files}) cannot be read: {error}. Files must be whole, and text UTF-8."
+        ) from error
 
 
 def _checked(cell: Any, source: TextSource, column: str) -> list[str]:
