@@ -22,6 +22,8 @@ ENGLISH = ["a dog", 'the "cat", two', "it's 3"]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    # Else `datasets` tells the Hub of every local file that it opens.
+    monkeypatch.setattr("datasets.config.HF_UPDATE_DOWNLOAD_COUNTS", False)
 
 
 def source(

@@ -21,6 +21,8 @@ KOREAN, ENGLISH = TRAINING_TEXTS[:6], TRAINING_TEXTS[6:11]
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: KoEnClipTokenizerFast) -> dict[str, Any]:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    # Else `datasets` tells the Hub of every local file that it opens.
+    monkeypatch.setattr("datasets.config.HF_UPDATE_DOWNLOAD_COUNTS", False)
     sources = []
     for language, texts in (("ko", KOREAN), ("en", ENGLISH)):
         (tmp_path / f"{language}.txt").write_text("".join(f"{text}\n" for text in texts * 4), encoding="utf-8")
