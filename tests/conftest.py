@@ -18,6 +18,15 @@ from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Keep `datasets` from looking on the Hub for every local file that it opens, here and in processes started."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+        patch.setattr("datasets.config.HF_UPDATE_DOWNLOAD_COUNTS", False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """One thread each for torch and the tokenizer, so that workers of the tests do not fight for cores."""
     threads = torch.get_num_threads()

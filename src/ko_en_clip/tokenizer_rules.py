@@ -36,11 +36,12 @@ CHARACTERS = {
 """What single characters become: white space a space, unseen characters nothing, full-width ASCII its ASCII."""
 
 # What the table cannot do, being without context: the joiner outside emoji and the null character are put in the form
-# of a control that the table removes. The same control goes between a character of the table and a mark on it, since
-# a lookup replaces both by what the character alone becomes, and would lose the mark.
+# of a control that the table removes. The same control goes between a character of the table and what is drawn on it,
+# since a lookup replaces both, where they take fewer than 6 bytes, by what the character alone becomes, and would lose
+# the other. A no-break space, of 2 bytes, stands so before joiners and letters, too, and not only before marks.
 _TO_CONTROL = (
-    r"\x{200D}(?!\p{S})|\x{00}"
-    r"|(?<=[\x{A0}\x{1680}\x{2000}-\x{200A}\x{202F}\x{205F}\x{3000}\x{FF01}-\x{FF5E}])(?=\p{M})"
+    r"\x{200D}(?!\p{S})|\x{00}|(?<=\x{A0})"
+    r"|(?<=[\x{1680}\x{2000}-\x{200A}\x{200C}\x{202F}\x{205F}\x{3000}\x{FF01}-\x{FF5E}])(?=\p{M})"
 )
 
 
@@ -56,12 +57,13 @@ def text_normalizer() -> normalizers.Normalizer:
     return normalizers.Sequence(
         [
             normalizers.Replace(Regex(_TO_CONTROL), "\x01"),
+            # First, since unseen characters that the table removes at the start of a text would shift all its offsets.
+            normalizers.Prepend(" "),
             normalizers.Precompiled(character_table(CHARACTERS)),
             normalizers.Replace(Regex(" {2,}"), " "),
-            normalizers.Strip(),
+            normalizers.Strip(left=False),
             normalizers.Lowercase(),
             normalizers.NFC(),
-            normalizers.Prepend(" "),
         ]
     )
 

@@ -107,8 +107,9 @@ def learn_merges(
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = splitter
-    # Room for all characters beside the merges that are wanted; what comes out beyond is not used.
-    room = settings.vocab_size + settings.vocab_size // 4
+    # Room for all characters, rare ones too, beside the merges that are wanted: Hangul and Hanja together are 32,000.
+    # What comes out beyond is not used.
+    room = settings.vocab_size + 40_000
     trainer = trainers.BpeTrainer(vocab_size=room, min_frequency=settings.min_frequency, show_progress=True)
     words = _TrainingWords(texts)
     tokenizer.train_from_iterator(words, trainer=trainer)
@@ -122,16 +123,18 @@ def byte_level_model(learned: LearnedMerges, settings: TokenizerSettings) -> mod
     """The model over bytes that does what the merges say over characters.
 
     The 256 bytes come first, then the merges that put frequent characters together from their bytes, most frequent
-    first, then the learned ones. A character too rare to have an entry stays bytes.
+    first, then the learned ones. A character too rare to have an entry stays bytes. A vocabulary that is full before
+    all frequent characters have entries may end in the first bytes of one, so that it begins every larger one.
     """
     limit = settings.vocab_size - len(_SPECIAL_TOKENS)
     entries = dict.fromkeys(sorted(pre_tokenizers.ByteLevel.alphabet()))
     merges: list[tuple[str, str]] = []
     for character, count in sorted(learned.characters.items(), key=lambda item: (-item[1], item[0])):
         spelled = _letters(character)
-        new = [spelled[:end] for end in range(2, len(spelled) + 1) if spelled[:end] not in entries]
-        if count < settings.min_frequency or len(entries) + len(new) > limit:
+        if count < settings.min_frequency:
             break
+        new = [spelled[:end] for end in range(2, len(spelled) + 1) if spelled[:end] not in entries]
+        new = new[: limit - len(entries)]
         entries.update(dict.fromkeys(new))
         merges.extend((part[:-1], part[-1]) for part in new)
     for left, right in learned.merges:

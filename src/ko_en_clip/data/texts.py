@@ -139,7 +139,8 @@ def _batches(source: TextSource) -> Iterator[dict[str, list[Any]]]:
         yield from rows.iter(batch_size=_ROWS_AT_ONCE)
     # What Arrow, pandas and Python say of a file that is not what it seems; RuntimeError is datasets' of an empty one.
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"source {source.name!r} is empty or unreadable: {type(error).__name__}: {error}") from error
+        files = ", ".join([source.data.path, *source.data.files])
+        raise ValueError(f"source {source.name!r} ({files}) is unreadable: {type(error).__name__}: {error}") from error
 
 
 def _cells(batch: dict[str, list[Any]], column: str, source: TextSource) -> list[Any]:
