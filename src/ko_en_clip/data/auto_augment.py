@@ -7,9 +7,8 @@ levels in it; it does not say which end a level counts from. Against the paper, 
 - A level is a tenth of the range, so that the highest, 9, stops a tenth short of its end: 27 degrees of 30.
 - Posterize keeps 4 bits and another for every whole 2.5 levels: 6 bits at levels 5 to 7, and 7 at level 8. Solarize
   inverts from 256 x level / 10 on, cut to a whole number. Both grow milder with the level.
-- Colour, contrast, brightness and sharpness run from 0.1 at level 0 to 1.9, and 1 changes nothing; only shear,
-  translation and rotation go either way by chance.
-- Translation is a share of the side, 0.45 at most, not 150 pixels, which only large views have to spare.
+- Colour, contrast and sharpness run from 0.1 at level 0 to 1.9, and 1 changes nothing; only shear and rotation go
+  either way by chance. The paper's other operations are in none of the pairs, and so not here.
 - What comes in over the edge has the mean colour of CLIP's pictures, and pixels between pixels are bicubic.
 
 The operations are Pillow's, as in the paper.
@@ -23,9 +22,6 @@ from PIL import Image, ImageEnhance, ImageOps
 
 Operation = Literal[
     "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
     "Rotate",
     "AutoContrast",
     "Invert",
@@ -34,7 +30,6 @@ Operation = Literal[
     "Posterize",
     "Contrast",
     "Color",
-    "Brightness",
     "Sharpness",
 ]
 
@@ -119,13 +114,11 @@ def drawn_operations(generator: torch.Generator) -> list[tuple[Operation, float]
 
 
 def magnitude_of(step: Step, *, negative: bool) -> float:
-    """A step's magnitude in the unit of its operation; `negative` counts for shear, translation and rotation alone."""
+    """A step's magnitude in the unit of its operation; `negative` counts for shear and rotation alone."""
     share = step.level / 10
     match step.operation:
-        case "ShearX" | "ShearY":
+        case "ShearX":
             size = 0.3 * share
-        case "TranslateX" | "TranslateY":
-            size = 0.45 * share
         case "Rotate":
             size = 30.0 * share
         case "AutoContrast" | "Invert" | "Equalize":
@@ -134,7 +127,7 @@ def magnitude_of(step: Step, *, negative: bool) -> float:
             return float(int(256 * share))
         case "Posterize":
             return float(4 + int(4 * share))
-        case "Contrast" | "Color" | "Brightness" | "Sharpness":
+        case "Contrast" | "Color" | "Sharpness":
             return 0.1 + 1.8 * share
     return -size if negative else size
 
@@ -145,19 +138,17 @@ def operated(picture: Image.Image, operation: Operation, magnitude: float) -> Im
     Args:
         picture: what to change.
         operation: what happens.
-        magnitude: slope of a shear; share of the side of a translation; degrees of a rotation, counter-clockwise;
+        magnitude: slope of a shear; degrees of a rotation, counter-clockwise;
             lowest brightness that solarize inverts; bits that posterize keeps; otherwise the factor of Pillow's
             ImageEnhance, where 1 changes nothing.
     """
     match operation:
         case "ShearX":
-            return _moved(picture, (1, magnitude, 0, 0, 1, 0))
-        case "ShearY":
-            return _moved(picture, (1, 0, 0, magnitude, 1, 0))
-        case "TranslateX":
-            return _moved(picture, (1, 0, magnitude * picture.width, 0, 1, 0))
-        case "TranslateY":
-            return _moved(picture, (1, 0, 0, 0, 1, magnitude * picture.height))
+            # Of x and y in the result, the place in the picture: a x + b y + c and d x + e y + f.
+            across = (1, magnitude, 0, 0, 1, 0)
+            return picture.transform(
+                picture.size, Image.Transform.AFFINE, across, Image.Resampling.BICUBIC, fillcolor=_EDGE
+            )
         case "Rotate":
             return picture.rotate(magnitude, Image.Resampling.BICUBIC, fillcolor=_EDGE)
         case "AutoContrast":
@@ -174,14 +165,5 @@ def operated(picture: Image.Image, operation: Operation, magnitude: float) -> Im
             return ImageEnhance.Contrast(picture).enhance(magnitude)
         case "Color":
             return ImageEnhance.Color(picture).enhance(magnitude)
-        case "Brightness":
-            return ImageEnhance.Brightness(picture).enhance(magnitude)
         case "Sharpness":
             return ImageEnhance.Sharpness(picture).enhance(magnitude)
-
-
-def _moved(picture: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
-    # Of x and y in the result, the place in the picture: a x + b y + c and d x + e y + f.
-    return picture.transform(
-        picture.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC, fillcolor=_EDGE
-    )
