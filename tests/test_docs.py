@@ -2,14 +2,17 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from ko_en_clip import KoEnClipConfig, KoEnClipModel
 from ko_en_clip.__main__ import VERBS
 from ko_en_clip.commands.evaluate import table
+from ko_en_clip.commands.train_tokenizer import TrainTokenizerSettings
 from ko_en_clip.evaluation.metrics import Result
 from ko_en_clip.settings_files import packaged
 from ko_en_clip.sizes_ko_en_clip import SIZES
@@ -67,3 +70,35 @@ def test_the_models_page_has_the_counts_of_every_size(size):
         sum(weight.numel() for weight in part.parameters()) for part in (model, model.vision_model, model.text_model)
     )
     assert f"| `{size}` | {' | '.join(f'{count:,}' for count in counts)} |" in page
+
+
+def test_tables_of_the_tokenizer_page_are_those_of_the_figures():
+    page = (ROOT / "docs" / "tokenizer.md").read_text(encoding="utf-8")
+    measured = ROOT / "docs" / "measured"
+    rows = json.loads((measured / "word_splitting.json").read_text(encoding="utf-8"))
+    splitting = runpy.run_path(str(ROOT / "benchmarks" / "word_splitting.py"))["table"](rows)
+    assert splitting in page
+    # The twin: a figure that was changed by hand is found.
+    assert splitting.replace(f"{rows[0]['ko']['tokens_per_word']:.3f}", "9.999") not in page
+    figures = json.loads((measured / "tokenizers.json").read_text(encoding="utf-8"))
+    ours, *others = figures["held_out"]
+    for number, source in enumerate(ours["sources"]):
+        cells = [f"{found['sources'][number]['tokens_per_word']:.3f}" for found in (ours, *others)]
+        assert f"| {source['num_texts']:,} | {' | '.join(cells)} | {source['length_longest']} |" in page
+    use = figures["vocabulary"]
+    entries = use["num_entries"] - use["num_special_entries"]
+    for number in (use["num_seldom_seen"], use["num_never_seen"]):
+        assert f"{number:,} ({number / entries:.1%})" in page
+
+
+def test_the_code_of_the_tokenizer_page_runs():
+    page = (ROOT / "docs" / "tokenizer.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(block, "docs/tokenizer.md", "exec"), {})
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert set(yaml.safe_load(recipe)) <= set(TrainTokenizerSettings.__dataclass_fields__)
+
+
+def test_figures_of_pictures_are_those_that_were_printed():
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert (ROOT / "docs" / "measured" / "image_processing.txt").read_text(encoding="utf-8") in page
