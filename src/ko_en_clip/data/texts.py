@@ -105,9 +105,10 @@ class TextMixture:
         digest = hashlib.sha256()
         due = dict.fromkeys(self.rates, Fraction(0))
         for source in self.sources:
+            # Fractions of the weight as it is written, since a rounding error would add or drop a text.
+            shares = {language: Fraction(str(source.weight)) * rate for language, rate in self.rates.items()}
             for language, name, text in tqdm(stream_texts(source), desc=source.name, unit=" texts"):
-                # Fractions of the weight as it is written, since a rounding error would add or drop a text.
-                due[language] += Fraction(str(source.weight)) * self.rates[language]
+                due[language] += shares[language]
                 times, due[language] = divmod(due[language], 1)
                 for _ in range(times):
                     self.used[language, name] += 1
@@ -123,12 +124,13 @@ class TextMixture:
             )
         weights = dict.fromkeys(self.rates, Fraction(0))
         for source in self.sources:
+            weight = Fraction(str(source.weight))
             for language, _, _ in tqdm(stream_texts(source), desc=f"counting {source.name}", unit=" texts"):
-                weights[language] += Fraction(str(source.weight))
-        for language, weight in weights.items():
-            if weight == 0:
+                weights[language] += weight
+        for language, total in weights.items():
+            if total == 0:
                 raise ValueError(f"no source has a text in the language {language!r}, of which num_texts wants some.")
-        return {language: num_texts[language] / weight for language, weight in weights.items()}
+        return {language: num_texts[language] / total for language, total in weights.items()}
 
 
 def _batches(source: TextSource) -> Iterator[dict[str, list[Any]]]:
