@@ -26,8 +26,9 @@ def sources(texts: Path, folder: Path) -> list[TextSource]:
     lines: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for language in ("ko", "en"):
         kinds = (texts / f"{language}.sources.txt").read_text(encoding="utf-8").split()
-        for kind, line in zip(kinds, (texts / f"{language}.txt").open(encoding="utf-8"), strict=True):
-            lines[language, kind].append(line)
+        with (texts / f"{language}.txt").open(encoding="utf-8") as every_line:
+            for kind, line in zip(kinds, every_line, strict=True):
+                lines[language, kind].append(line)
     assert ("ko", HELD_OUT) in lines and ("en", HELD_OUT) in lines
     found = []
     for (language, kind), kept in lines.items():
