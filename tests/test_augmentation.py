@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from augmentations import CROPS, EVERYTHING, PLAIN
 from PIL import Image, ImageEnhance
 from torch import nn
 
@@ -28,28 +29,7 @@ from ko_en_clip.data.auto_augment import (
 from ko_en_clip.data.loading import generator_for
 
 Pixels = npt.NDArray[np.float64]
-PLAIN = AugmentationSettings()
-CROPS = AugmentationSettings(crop_scale=(0.3, 1.0), flip=0.5)
 RESIZED = AugmentationSettings(crop_scale=(0.2, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=0.5)
-EVERYTHING = AugmentationSettings(
-    crop_scale=(0.5, 1.0),
-    flip=0.5,
-    rotation=20.0,
-    zoom=(0.8, 1.2),
-    shift=0.1,
-    stretch=0.1,
-    shear=0.1,
-    warp=0.05,
-    brightness=0.2,
-    contrast=0.2,
-    saturation=0.5,
-    hue=0.2,
-    grey=0.2,
-    background=0.5,
-    thicken=0.5,
-    blur=0.5,
-    erase=0.5,
-)
 
 
 def generator(seed: int = 0) -> torch.Generator:

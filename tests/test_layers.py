@@ -22,7 +22,7 @@ ROOMS = {
     "commands": 5,
     "__main__": 6,
 }
-SHIPPED_MAY_IMPORT = {
+SHIPPED_THIRD_PARTY = {
     "torch",
     "transformers",
     "huggingface_hub",
@@ -31,6 +31,8 @@ SHIPPED_MAY_IMPORT = {
     "PIL",
     # Where it is installed: the import stands in a top-level `try`.
     "simplejpeg",
+}
+SHIPPED_MAY_IMPORT = SHIPPED_THIRD_PARTY | {
     "base64",
     "concurrent",
     "copy",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_layers import SHIPPED_THIRD_PARTY
 from test_publishing import write_tiny_model
 
 import ko_en_clip
@@ -97,13 +98,4 @@ def test_shipped_files_import_only_what_travels(name: str) -> None:
         for alias in node.names
         if isinstance(node, ast.Import) or node.level == 0
     ]
-    allowed = {
-        "torch",
-        "transformers",
-        "huggingface_hub",
-        "tokenizers",
-        "numpy",
-        "PIL",
-        "simplejpeg",
-    } | sys.stdlib_module_names
-    assert {module.partition(".")[0] for module in modules} <= allowed
+    assert {module.partition(".")[0] for module in modules} <= SHIPPED_THIRD_PARTY | sys.stdlib_module_names
