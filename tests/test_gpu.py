@@ -11,7 +11,7 @@ from ko_en_clip.data.pairs import DataSettings
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 from ko_en_clip.training.contrastive import train_contrastive
 from ko_en_clip.training.logs import read_metrics
-from ko_en_clip.training.settings import ModelSettings, OptimizationSettings, RunSettings, StageSettings
+from ko_en_clip.training.settings import ContrastiveSettings, ModelSettings, OptimizationSettings, RunSettings
 
 TOWER = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -29,7 +29,7 @@ def test_training_learns_in_every_precision(tmp_path, precision):
         "vision_config": {**TOWER, "image_size": 32, "patch_size": 4},
     }
     train_contrastive(
-        StageSettings(
+        ContrastiveSettings(
             data=data,
             model=ModelSettings(tokenizer=str(tmp_path / "tokenizer"), config=config),
             loading=LoadingSettings(global_batch_size=128, num_workers=4),

@@ -13,7 +13,7 @@ from ko_en_clip import KoEnClipForPreTraining, KoEnClipModel
 from ko_en_clip.data.loading import LoadingSettings
 from ko_en_clip.data.pairs import DataSettings
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
-from ko_en_clip.training.contrastive import train_contrastive
+from ko_en_clip.training.contrastive import PicturesAndTexts, train_contrastive
 from ko_en_clip.training.logs import read_metrics
 from ko_en_clip.training.mae import pretrain_mae
 from ko_en_clip.training.optimization import (
@@ -22,7 +22,7 @@ from ko_en_clip.training.optimization import (
     set_learning_rate,
     text_weights_to_bf16,
 )
-from ko_en_clip.training.settings import ModelSettings, OptimizationSettings, RunSettings, StageSettings
+from ko_en_clip.training.settings import ContrastiveSettings, ModelSettings, OptimizationSettings, RunSettings
 
 DATA = DataSettings(path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"}, group="pair")
 # 64 wide: torchao quantises the moments of weights of 4096 numbers and more.
@@ -57,7 +57,7 @@ def train(tokenizer_folder, tmp_path):
     def train(name, verb=train_contrastive, optimization=None, **run):
         AcceleratorState._reset_state(reset_partial_state=True)
         folder = tmp_path / name
-        settings = StageSettings(
+        settings = ContrastiveSettings(
             data=DATA,
             model=ModelSettings(tokenizer=str(tokenizer_folder), config=CONFIG, attn_implementation="eager"),
             loading=LoadingSettings(global_batch_size=8, num_workers=0),
@@ -299,17 +299,15 @@ def test_a_model_without_text_has_no_text_weights(train):
 @pytest.mark.parametrize(("optimization", "run"), [(EIGHT_BITS, {}), (BF16_TEXT, {"precision": "bf16", "seed": 3})])
 def test_a_resumed_run_equals_one_that_was_not_stopped(train, tmp_path, monkeypatch, optimization, run):
     straight = train("straight", optimization=optimization, **run)
-    import ko_en_clip.training.contrastive as contrastive
+    original, counter = PicturesAndTexts.loss, itertools.count(1)
 
-    original, counter = contrastive.contrastive_loss_of, itertools.count(1)
-
-    def dying(model, batch):
+    def dying(self, outputs, targets):
         if next(counter) == 5:
             raise KeyboardInterrupt
-        return original(model, batch)
+        return original(self, outputs, targets)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(contrastive, "contrastive_loss_of", dying)
+        patch.setattr(PicturesAndTexts, "loss", dying)
         train("stopped", optimization=optimization, **run)
     assert train("stopped", optimization=optimization, resume=True, **run) == straight
     files = [tmp_path / name / "model.safetensors" for name in ("straight", "stopped")]

@@ -95,14 +95,14 @@ def contrastive_loss(
     num_local = image_embeds.shape[0]
     if num_captions > 1:
         if groups is None:
-            groups = torch.arange(num_local, device=image_embeds.device) + _rank() * num_local
+            groups = torch.arange(num_local, device=image_embeds.device) + process_rank() * num_local
         image_embeds, groups = image_embeds.repeat(num_captions, 1), groups.repeat(num_captions)
         num_local *= num_captions
 
     images_GD = gather_with_grad(image_embeds)
     texts_GD = gather_with_grad(text_embeds)
     groups_G = None if groups is None else gather_with_grad(groups)
-    targets_L = _rank() * num_local + torch.arange(num_local, device=image_embeds.device)
+    targets_L = process_rank() * num_local + torch.arange(num_local, device=image_embeds.device)
 
     def loss_of(rows: slice) -> torch.Tensor:
         targets_B = targets_L[rows]
@@ -173,7 +173,7 @@ def sigmoid_loss(
     images_GD = gather_with_grad(image_embeds)
     groups_G = None if groups is None else gather_with_grad(groups)
     columns_G = torch.arange(len(images_GD), device=images_GD.device)
-    own_L = columns_G[_rank() * num_local :][:num_local].repeat(num_captions)
+    own_L = columns_G[process_rank() * num_local :][:num_local].repeat(num_captions)
     groups_L = None if groups is None else groups.repeat(num_captions)
 
     def loss_of(rows: slice) -> torch.Tensor:
@@ -201,6 +201,11 @@ def gather_with_grad(local: torch.Tensor) -> torch.Tensor:
     return _Gather.apply(local)
 
 
+def process_rank() -> int:
+    """Number of this process among those that gather; 0 where there is only one."""
+    return dist.get_rank() if _world_size() > 1 else 0
+
+
 class _Gather(torch.autograd.Function):
     """all_gather whose backward sums, over processes, the gradient of each process's rows."""
 
@@ -215,7 +220,7 @@ class _Gather(torch.autograd.Function):
         # A sum over processes, not a mean: DistributedDataParallel divides by the world size afterwards.
         total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return total.chunk(_world_size())[_rank()]
+        return total.chunk(_world_size())[process_rank()]
 
 
 def _check_batch(
@@ -289,10 +294,6 @@ def _sum_over_blocks(
     # Nothing in a block is random, and every gather is done before: a block may run twice.
     losses = [checkpoint(in_full_precision, rows, use_reentrant=False, preserve_rng_state=False) for rows in blocks]
     return torch.stack(losses).sum()
-
-
-def _rank() -> int:
-    return dist.get_rank() if _world_size() > 1 else 0
 
 
 def _world_size() -> int:

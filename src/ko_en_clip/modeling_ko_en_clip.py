@@ -401,15 +401,19 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
             input_ids, attention_mask, position_ids, token_type_ids, text_lengths, **kwargs
         )
 
-        image_embeds = _normalized(vision_outputs.pooler_output)
-        text_embeds = _normalized(text_outputs.pooler_output)
+        image_embeds = l2_normalized(vision_outputs.pooler_output)
+        text_embeds = l2_normalized(text_outputs.pooler_output)
         # Out of autocast: half precision would round cosines to steps of 1/1000, and the scale multiplies them by 100.
         with torch.autocast(image_embeds.device.type, enabled=False):
             logit_scale = self.logit_scale.to(image_embeds.dtype).exp()
             logits_per_text = logit_scale * text_embeds @ image_embeds.T
-            if self.config.loss_type == "sigmoid":
-                logits_per_text = logits_per_text + self.logit_bias.to(image_embeds.dtype)
-            loss = self._loss(image_embeds, text_embeds, logit_scale, groups, num_captions) if return_loss else None
+            logit_bias = self.logit_bias.to(image_embeds.dtype) if self.config.loss_type == "sigmoid" else None
+            if logit_bias is not None:
+                logits_per_text = logits_per_text + logit_bias
+            if return_loss:
+                loss = self.loss_of(image_embeds, text_embeds, logit_scale, logit_bias, groups, num_captions)
+            else:
+                loss = None
         return KoEnClipOutput(
             loss=loss,
             logits_per_image=logits_per_text.T,
@@ -420,16 +424,26 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
             vision_model_output=vision_outputs,
         )
 
-    def _loss(
+    def loss_of(
         self,
         image_embeds: torch.Tensor,
         text_embeds: torch.Tensor,
         logit_scale: torch.Tensor,
-        groups: torch.Tensor | None,
-        num_captions: int,
+        logit_bias: torch.Tensor | None = None,
+        groups: torch.Tensor | None = None,
+        num_captions: int = 1,
     ) -> torch.Tensor:
-        if self.config.loss_type == "sigmoid":
-            logit_bias = self.logit_bias.to(image_embeds.dtype)
+        """The loss of `config.loss_type` of embeddings made before; reads the configuration and no weight.
+
+        Args:
+            image_embeds: L2-normalised, (L, D).
+            text_embeds: L2-normalised, (num_captions * L, D); row i belongs to picture i modulo L.
+            logit_scale: scalar factor on the cosines.
+            logit_bias: scalar, for the sigmoid loss.
+            groups: int64, (L,); as in `forward`.
+            num_captions: as in `forward`.
+        """
+        if logit_bias is not None:
             return sigmoid_loss(image_embeds, text_embeds, logit_scale, logit_bias, groups, num_captions)
         return contrastive_loss(
             image_embeds,
@@ -461,7 +475,7 @@ def _vision_outputs(
     return model.vision_model(pixel_values=pixel_values, **kwargs)
 
 
-def _normalized(embeds: torch.Tensor) -> torch.Tensor:
+def l2_normalized(embeds: torch.Tensor) -> torch.Tensor:
     """L2-normalised rows, in float32 or wider."""
     return nn.functional.normalize(embeds.to(torch.promote_types(embeds.dtype, torch.float32)), dim=-1)
 

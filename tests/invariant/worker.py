@@ -8,9 +8,10 @@ import io
 import itertools
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -25,14 +26,14 @@ from transformers import Trainer, TrainingArguments
 
 import ko_en_clip.losses_ko_en_clip as losses
 from ko_en_clip import KoEnClipConfig, KoEnClipImageProcessor, KoEnClipModel, KoEnClipProcessor
-from ko_en_clip.data.augmentation import AugmentationSettings
+from ko_en_clip.data.augmentation import AugmentationSettings, MultiCropSettings
 from ko_en_clip.data.loading import Collator, LoadingSettings, Ticket, TrainingPairs
 from ko_en_clip.data.pairs import DataSettings, PairSet
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
-from ko_en_clip.training.contrastive import contrastive_loss_of
+from ko_en_clip.training.contrastive import PicturesAndTexts
 from ko_en_clip.training.logs import read_metrics
-from ko_en_clip.training.loop import Objective, make_accelerator, run_loop
-from ko_en_clip.training.settings import ModelSettings, OptimizationSettings, RunSettings, StageSettings
+from ko_en_clip.training.loop import make_accelerator, run_loop
+from ko_en_clip.training.settings import ContrastiveSettings, ModelSettings, OptimizationSettings, RunSettings
 
 NUM_PAIRS = 8
 CAPTIONS = [
@@ -128,7 +129,7 @@ def by_our_loop(
     folder: Path, dtype: torch.dtype, num_steps: int = 1, every_language: bool = False, **fields: object
 ) -> dict[str, object]:
     parts = processor()
-    settings = StageSettings(
+    settings = ContrastiveSettings(
         data=DataSettings(path="memory"),
         model=ModelSettings(tokenizer="memory"),
         loading=LoadingSettings(global_batch_size=NUM_PAIRS, every_language=every_language, num_workers=0),
@@ -138,12 +139,13 @@ def by_our_loop(
     trained = model(parts, dtype, **fields)
     seen: list[torch.Tensor] = []
 
-    def loss_of(wrapped: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        loss = contrastive_loss_of(wrapped, batch)
-        seen.append(mean_over_processes(loss))
-        return loss
+    class Recording(PicturesAndTexts):
+        def loss(self, *given: Mapping[str, Any]) -> torch.Tensor:
+            loss = super().loss(*given)
+            seen.append(mean_over_processes(loss))
+            return loss
 
-    objective = Objective(model=trained, loss_of=loss_of, after_step=trained.clamp_logit_scale, with_text=True)
+    objective = Recording(trained, ["ko", "en"])
     with captured_gradients(trained) as gradients:
         run_loop(make_accelerator(settings.run), objective, pair_set(every_language), parts, settings)
     return {"loss": seen[0], "gradients": gradients}
@@ -151,13 +153,15 @@ def by_our_loop(
 
 def by_trainer(folder: Path, dtype: torch.dtype) -> dict[str, object]:
     parts, trained = processor(), None
-    rows = TrainingPairs(pair_set(), parts.image_processor, AugmentationSettings(), with_text=True, seed=0)
+    rows = TrainingPairs(
+        pair_set(), parts.image_processor, AugmentationSettings(), MultiCropSettings(), with_text=True, seed=0
+    )
     collator = Collator(parts, AugmentationSettings(), with_text=True)
 
     def collate(tickets: list[Ticket]) -> dict[str, object]:
         batch = collator([rows[ticket] for ticket in tickets])
-        del batch["skipped"]
-        return {**batch, "return_loss": True}
+        model_inputs = ("pixel_values", "input_ids", "attention_mask", "text_lengths", "groups")
+        return {**{name: batch[name] for name in model_inputs}, "return_loss": True}
 
     seen: list[torch.Tensor] = []
 

@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -21,7 +21,7 @@ from ..tokenizer_training import TokenizerSettings
 from ..training.contrastive import train_contrastive
 from ..training.logs import read_metrics
 from ..training.mae import pretrain_mae
-from ..training.settings import StageSettings
+from ..training.settings import ContrastiveSettings, StageSettings
 from . import train_tokenizer
 from .evaluate import load_encoder, table, write_results
 from .publish import PublishSettings, publish
@@ -30,6 +30,7 @@ _MARK = "written-by-demo.txt"
 _SHOWN = 5
 _QUERIES = 3
 _HITS = 6
+Stage = TypeVar("Stage", bound=StageSettings)
 _CAPTIONS_OF = {"ko": korean_captions, "en": english_captions}
 
 
@@ -90,6 +91,7 @@ def _train(settings: DemoSettings, folder: Path) -> None:
     )
     pretrain_mae(
         _recipe(
+            StageSettings,
             "digits_pretrain",
             f"model.tokenizer={folder / 'tokenizer'}",
             f"run.output_dir={folder / 'pretrain'}",
@@ -99,6 +101,7 @@ def _train(settings: DemoSettings, folder: Path) -> None:
     )
     train_contrastive(
         _recipe(
+            ContrastiveSettings,
             "digits_train",
             f"data.name={variant}",
             f"model.init={folder / 'pretrain'}",
@@ -113,8 +116,8 @@ def _variant(settings: DemoSettings) -> str:
     return "one_language" if settings.one_language else "both_languages"
 
 
-def _recipe(name: str, *overrides: str) -> StageSettings:
-    return load_settings(StageSettings, find_settings_file(name, "recipes"), overrides)
+def _recipe(settings_class: type[Stage], name: str, *overrides: str) -> Stage:
+    return load_settings(settings_class, find_settings_file(name, "recipes"), overrides)
 
 
 def _report(settings: DemoSettings, folder: Path, encoder: Encoder, outcome: Outcome) -> str:
@@ -124,7 +127,7 @@ def _report(settings: DemoSettings, folder: Path, encoder: Encoder, outcome: Out
     shown = seen[:_SHOWN] + unseen[:: len(unseen) // _SHOWN][:_SHOWN]
     queried = [*seen[-_QUERIES + 1 :], unseen[1]]
     parameters = sum(weight.numel() for weight in encoder.model.parameters())
-    batch_size = _recipe("digits_train").loading.global_batch_size
+    batch_size = _recipe(ContrastiveSettings, "digits_train").loading.global_batch_size
     titles = ("Masked pre-training", "Contrastive training")
     meeting = (
         "each in one language, spelled in words, so that Korean and English never met"

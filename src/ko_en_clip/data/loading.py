@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..image_processing_ko_en_clip import KoEnClipImageProcessor
 from ..processing_ko_en_clip import KoEnClipProcessor
 from ..tokenization_ko_en_clip import text_lengths_of
-from .augmentation import AugmentationSettings, augment, random_view
+from .augmentation import AugmentationSettings, MultiCropSettings, Views, augment, random_views
 from .pairs import PairSet, UnreadablePictureError
 
 
@@ -107,10 +107,12 @@ def generator_for(*numbers: int) -> torch.Generator:
 class Example(NamedTuple):
     """A training row."""
 
-    pixels: torch.Tensor
-    """One view, uint8; with opacity as a fourth channel where backgrounds are drawn."""
-    captions: list[str]
-    """One caption, or one in each language."""
+    key: str
+    """What a person finds the row by."""
+    views: Views
+    """Views, uint8; with opacity as a fourth channel where backgrounds are drawn."""
+    captions: list[tuple[str, str]]
+    """One caption, or one in each language, each after its language."""
     group: int
     """What the row means."""
     draw: int
@@ -131,6 +133,7 @@ class TrainingPairs(Dataset[Example]):
         pairs: PairSet,
         image_processor: KoEnClipImageProcessor,
         augmentation: AugmentationSettings,
+        crops: MultiCropSettings,
         *,
         with_text: bool,
         seed: int,
@@ -143,6 +146,7 @@ class TrainingPairs(Dataset[Example]):
         self.every_language = every_language
         self.image_processor = image_processor
         self.augmentation = augmentation
+        self.crops = crops
         self.seed = seed
 
     def __len__(self) -> int:
@@ -175,12 +179,13 @@ class TrainingPairs(Dataset[Example]):
     ) -> Example:
         generator = generator_for(self.seed, epoch, index)
         drawn = self._drawn_captions(captions, generator) if self.with_text else []
-        view = random_view(picture, self.image_processor.crop_size["height"], self.augmentation, generator)
-        group = self.pairs.group(index) or (drawn[0] if drawn else "")
+        size = self.image_processor.crop_size["height"]
+        views = random_views(picture, size, self.augmentation, self.crops, generator)
+        group = self.pairs.group(index) or (drawn[0][1] if drawn else "")
         draw = int(torch.randint(2**62, (), generator=generator))
-        return Example(view, drawn, group_number(group), draw, skipped)
+        return Example(self.pairs.key(index), views, drawn, group_number(group), draw, skipped)
 
-    def _drawn_captions(self, captions: dict[str, list[str]], generator: torch.Generator) -> list[str]:
+    def _drawn_captions(self, captions: dict[str, list[str]], generator: torch.Generator) -> list[tuple[str, str]]:
         languages = list(captions)
         if self.every_language:
             chosen = [
@@ -189,7 +194,7 @@ class TrainingPairs(Dataset[Example]):
             ]
         else:
             chosen = [_draw(languages, generator)]
-        return [_draw(captions[language], generator) for language in chosen]
+        return [(language, _draw(captions[language], generator)) for language in chosen]
 
 
 def _draw(choices: Sequence[str], generator: torch.Generator) -> str:
@@ -215,16 +220,27 @@ class Collator:
         Captions of several languages follow each other by language: text i belongs to picture i modulo the pictures.
         """
         generator = torch.Generator().manual_seed(examples[0].draw)
-        views = augment(torch.stack([example.pixels for example in examples]), self.augmentation, generator)
-        batch: dict[str, Any] = {"pixel_values": normalized(views, self.processor.image_processor)}
+        kinds = {
+            "pixel_values": torch.stack([example.views.global_views for example in examples], dim=1).flatten(0, 1),
+            "local_pixel_values": torch.stack([example.views.local_views for example in examples], dim=1).flatten(
+                0, 1
+            ),
+        }
+        batch: dict[str, Any] = {
+            name: normalized(augment(views, self.augmentation, generator), self.processor.image_processor)
+            for name, views in kinds.items()
+            if len(views)
+        }
         if self.with_text:
             by_language = zip(*(example.captions for example in examples), strict=True)
-            captions = [caption for captions in by_language for caption in captions]
-            texts = self.processor(text=captions, text_kwargs={"return_tensors": "pt"})
+            drawn = [one for captions in by_language for one in captions]
+            batch["languages"] = [language for language, _ in drawn]
+            texts = self.processor(text=[caption for _, caption in drawn], text_kwargs={"return_tensors": "pt"})
             rows = texts["input_ids"].tolist()
             batch |= {"input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"]}
             batch["text_lengths"] = text_lengths_of(rows, self.processor.tokenizer)
             batch["groups"] = torch.tensor([example.group for example in examples])
+        batch["keys"] = [example.key for example in examples]
         batch["skipped"] = [entry for example in examples for entry in example.skipped]
         return batch
 
@@ -249,6 +265,7 @@ def make_loader(
     processor: KoEnClipProcessor,
     loading: LoadingSettings,
     augmentation: AugmentationSettings,
+    crops: MultiCropSettings,
     *,
     with_text: bool,
     num_steps: int,
@@ -267,6 +284,7 @@ def make_loader(
         pairs,
         processor.image_processor,
         augmentation,
+        crops,
         with_text=with_text,
         seed=seed,
         every_language=loading.every_language,

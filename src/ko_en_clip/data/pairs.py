@@ -150,11 +150,16 @@ class PairSet:
 
     def languages(self) -> list[str]:
         """Languages of the captions, in the order of the settings."""
-        return list(dict.fromkeys(self.settings.captions.values()))
+        return languages_of(self.settings)
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the rows in a manifest."""
         return {"path": self.settings.path, "rows": len(self), "fingerprint": self.rows._fingerprint}
+
+
+def languages_of(settings: DataSettings) -> list[str]:
+    """Languages of the captions, in the order of the settings."""
+    return list(dict.fromkeys(settings.captions.values()))
 
 
 def open_pairs(settings: DataSettings) -> PairSet:

@@ -1,29 +1,28 @@
 """The training loop, one for every stage: batch, forward, loss, backward, clip, step, log, save.
 
-A stage hands it a model, a function from batch to loss, and its batches; nothing here knows what is learned.
+A stage hands it an objective and batches; nothing here knows what is learned.
 """
 
 import logging
-import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
-from torch import nn
+from accelerate.utils import set_seed
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..data.loading import make_loader
-from ..data.pairs import PairSet
+from ..data.pairs import PairSet, open_pairs
 from ..processing_ko_en_clip import KoEnClipProcessor
+from .accumulation import backward
 from .checkpoints import Progress, load_newest_checkpoint, save_checkpoint
 from .logs import RunLogs, SkippedRows
+from .models import save_run, starting_model, starting_point
+from .objectives import Objective
 from .optimization import (
     checkpoint_activations,
     learning_rate_at,
@@ -32,25 +31,10 @@ from .optimization import (
     text_weights_to_bf16,
 )
 from .settings import RunSettings, StageSettings
+from .window import Window
 
 logger = logging.getLogger(__name__)
-
-# Far below 1 the scaler shrinks the gradient instead of raising it; one that still overflows is not a number at all.
-MIN_LOSS_SCALE = 1e-4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """What a stage learns."""
-
-    model: PreTrainedModel
-    """The model to train."""
-    loss_of: Callable[[nn.Module, Mapping[str, Any]], torch.Tensor]
-    """From the wrapped model and a batch to this process's loss; the mean over processes is what is minimised."""
-    after_step: Callable[[], None]
-    """Called after every optimiser step."""
-    with_text: bool
-    """Whether batches hold captions."""
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def make_accelerator(settings: RunSettings) -> Accelerator:
@@ -63,6 +47,36 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
         raise ValueError("run.precision is fp16, which needs a GPU, and none is here; choose bf16 or no.")
     # Without being told, Accelerate takes processes on a machine with CPUs alone for unrelated ones.
     return Accelerator(mixed_precision=settings.precision, cpu=not torch.accelerator.is_available())
+
+
+def run_stage(
+    verb: str, settings: StageSettings, model_class: type[Model], objective_of: Callable[[Model], Objective]
+) -> None:
+    """Open the data, make the model, train, and leave the trained model in `run.output_dir`."""
+    accelerator = make_accelerator(settings.run)
+    check_divides(settings, accelerator.num_processes)
+    set_seed(settings.run.seed)
+    with accelerator.main_process_first():
+        pairs = open_pairs(settings.data)
+    config, processor = starting_point(settings.model)
+    objective = objective_of(starting_model(model_class, config, settings.model))
+    progress = run_loop(accelerator, objective, pairs, processor, settings)
+    save_run(accelerator, objective.model, processor, verb=verb, settings=settings, pairs=pairs, progress=progress)
+    accelerator.end_training()
+
+
+def check_divides(settings: StageSettings, num_processes: int) -> None:
+    """Check that a global batch divides among processes and passes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    rows, passes = settings.loading.global_batch_size, settings.run.gradient_accumulation_steps
+    if rows % (num_processes * passes):
+        raise ValueError(
+            f"loading.global_batch_size ({rows}) is not a multiple of the number of processes ({num_processes}) times "
+            f"run.gradient_accumulation_steps ({passes})."
+        )
 
 
 def run_loop(
@@ -80,8 +94,7 @@ def run_loop(
     Raises:
         FileExistsError: the folder holds another run, and `run.resume` is not set.
         FloatingPointError: the loss is not finite, or no loss scale keeps the gradient finite.
-        ValueError: the batch does not divide among the processes, too many rows could not be used, or the checkpoint
-            to go on from was made with another optimiser.
+        ValueError: too many rows could not be used, or the checkpoint to go on from was made with other settings.
     """
     run, optimization, rank = settings.run, settings.optimization, accelerator.process_index
     folder = _claim_folder(accelerator, run)
@@ -89,7 +102,7 @@ def run_loop(
         checkpoint_activations(objective.model)
     if optimization.bf16_text_weights:
         text_weights_to_bf16(objective.model)
-    model, optimizer = accelerator.prepare(objective.model, make_optimizer(objective.model, optimization, run.seed))
+    wrapped, optimizer = accelerator.prepare(objective, make_optimizer(objective.model, optimization, run.seed))
     checkpoints = folder / "checkpoints"
     progress = load_newest_checkpoint(accelerator, checkpoints, optimization) if run.resume else Progress()
     skipped = SkippedRows(folder, rank, settings.loading.max_bad_image_share * len(pairs))
@@ -98,6 +111,7 @@ def run_loop(
         processor,
         settings.loading,
         settings.augmentation,
+        objective.crops,
         with_text=objective.with_text,
         num_steps=run.num_steps,
         first_step=progress.step,
@@ -107,38 +121,37 @@ def run_loop(
     )
     is_main = accelerator.is_main_process
     logs = RunLogs(folder, progress.step) if is_main else None
-    window = _Window(accelerator, progress.step)
+    window = Window(accelerator, progress.step)
 
-    model.train()
+    objective.train()
     with (
         closing(logs) if logs else nullcontext(),
         tqdm(total=run.num_steps, initial=progress.step, unit="step", mininterval=1.0, disable=not is_main) as bar,
     ):
         for batch in loader:
-            skipped.add(batch.pop("skipped"))
+            window.batch_came(batch["keys"])
+            skipped.add(batch["skipped"])
             rate = learning_rate_at(progress.optimizer_steps, run.num_steps, optimization)
             set_learning_rate(optimizer, rate)
-            loss = objective.loss_of(model, send_to_device(batch, accelerator.device))
-            accelerator.backward(loss)
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), optimization.max_grad_norm)
+            loss, outputs = backward(accelerator, wrapped, objective, batch, run.gradient_accumulation_steps)
+            grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), optimization.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             objective.after_step()
             progress.step += 1
-            if accelerator.optimizer_step_was_skipped:
-                progress.skipped_steps += 1
-            else:
-                progress.optimizer_steps += 1
-                window.add_gradient(grad_norm)
-
-            window.add_loss(loss)
+            was_taken = not accelerator.optimizer_step_was_skipped
+            progress.optimizer_steps += was_taken
+            progress.skipped_steps += not was_taken
+            window.step_done(loss, grad_norm if was_taken else None)
             bar.update()
             if progress.step % run.log_steps == 0 or progress.step == run.num_steps:
-                values = window.close(progress.step, settings.loading.global_batch_size)
+                figures = objective.figures(outputs, batch)
+                values = window.close(progress.step, settings.loading.global_batch_size, figures)
+                values |= {"learning_rate": rate, "skipped": progress.skipped_steps}
                 if logs:
-                    logs.write(progress.step, {**values, "learning_rate": rate, "skipped": progress.skipped_steps})
+                    logs.write(progress.step, values)
                 bar.set_postfix_str(
-                    f"loss {values['loss']:.3f}, lr {rate:.2e}, {values['pairs_per_second']:.0f} pairs/s"
+                    "loss {loss:.3f}, lr {learning_rate:.2e}, {pairs_per_second:.0f} pairs/s".format(**values)
                 )
             if progress.step % run.checkpoint_steps == 0 or progress.step == run.num_steps:
                 # Every checkpoint falls on a line of the logs, where the loss was found to be finite.
@@ -148,53 +161,6 @@ def run_loop(
     if len(skipped):
         logger.warning("%d rows could not be used on this process; skipped.rank*.jsonl lists them", len(skipped))
     return progress
-
-
-class _Window:
-    """Mean loss, mean gradient norm and speed since the last line of the logs."""
-
-    def __init__(self, accelerator: Accelerator, step: int):
-        self.accelerator = accelerator
-        self._begin(step)
-
-    def _begin(self, step: int) -> None:
-        self.loss = torch.zeros((), device=self.accelerator.device)
-        self.grad_norm = torch.zeros_like(self.loss)
-        self.num_gradients = 0
-        self.step, self.started = step, time.perf_counter()
-
-    def add_loss(self, loss: torch.Tensor) -> None:
-        self.loss += loss.detach().float()
-
-    def add_gradient(self, norm: torch.Tensor) -> None:
-        """Note the gradient of a step that the optimiser took; one that overflowed was not taken."""
-        self.grad_norm += norm.detach().float()
-        self.num_gradients += 1
-
-    def close(self, step: int, pairs_per_step: int) -> dict[str, float]:
-        """Values of the window that ends with `step`; the next one begins.
-
-        Raises:
-            FloatingPointError: the loss or the gradient was not finite, or every scale of the loss overflows. Every
-                process sees the same means and scale, so all of them stop.
-        """
-        scaler = self.accelerator.scaler
-        if scaler is not None and scaler.get_scale() < MIN_LOSS_SCALE:
-            raise FloatingPointError(
-                f"fp16 gradients overflow at every loss scale down to {scaler.get_scale():g}, up to step {step}. Set "
-                "run.precision to bf16, or lower the learning rate; the newest checkpoint is from before."
-            )
-        num_steps = step - self.step
-        loss = self.accelerator.reduce(self.loss, reduction="mean").item() / num_steps
-        grad_norm = self.grad_norm.item() / max(1, self.num_gradients)
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise FloatingPointError(
-                f"the loss is {loss} and the gradient's norm {grad_norm} in one of steps {self.step + 1} to {step}. "
-                "Lower the learning rate or lengthen the warm-up; the newest checkpoint is from before."
-            )
-        pairs_per_second = num_steps * pairs_per_step / (time.perf_counter() - self.started)
-        self._begin(step)
-        return {"loss": loss, "grad_norm": grad_norm, "pairs_per_second": pairs_per_second}
 
 
 def _claim_folder(accelerator: Accelerator, run: RunSettings) -> Path:

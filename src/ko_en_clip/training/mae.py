@@ -7,14 +7,27 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
-from torch import nn
 
-from ..data.pairs import open_pairs
 from ..modeling_ko_en_clip_mae import KoEnClipForPreTraining
-from .loop import Objective, make_accelerator, run_loop
-from .models import save_run, starting_model, starting_point
+from .loop import run_stage
+from .objectives import Objective
 from .settings import StageSettings
+
+
+class MaskedPatches(Objective):
+    """Mean squared error of masked patches; every picture has as many of them."""
+
+    inputs = ("pixel_values",)
+    is_mean_over_rows = True
+    with_text = False
+
+    def forward(self, **inputs: Any) -> dict[str, torch.Tensor]:
+        """The mean over the chunk."""
+        return {"loss": self.model(**inputs).loss[None]}
+
+    def loss(self, outputs: Mapping[str, torch.Tensor], targets: Mapping[str, Any]) -> torch.Tensor:
+        """The mean over the batch."""
+        return outputs["loss"].squeeze()
 
 
 def pretrain_mae(settings: StageSettings) -> None:
@@ -22,20 +35,4 @@ def pretrain_mae(settings: StageSettings) -> None:
 
     The folder holds the joint configuration and the processor too, so that nothing has to be said twice.
     """
-    accelerator = make_accelerator(settings.run)
-    set_seed(settings.run.seed)
-    with accelerator.main_process_first():
-        pairs = open_pairs(settings.data)
-    config, processor = starting_point(settings.model)
-    model = starting_model(KoEnClipForPreTraining, config, settings.model)
-    # Masks differ between processes as their pictures do.
-    torch.manual_seed(settings.run.seed + accelerator.process_index)
-    objective = Objective(model=model, loss_of=mae_loss_of, after_step=lambda: None, with_text=False)
-    progress = run_loop(accelerator, objective, pairs, processor, settings)
-    save_run(accelerator, model, processor, verb="pretrain", settings=settings, pairs=pairs, progress=progress)
-    accelerator.end_training()
-
-
-def mae_loss_of(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Mean squared error of this process's masked patches."""
-    return model(**batch).loss
+    run_stage("pretrain", settings, KoEnClipForPreTraining, MaskedPatches)

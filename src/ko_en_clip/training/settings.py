@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..data.augmentation import AugmentationSettings
+from ..data.augmentation import AugmentationSettings, MultiCropSettings
 from ..data.loading import LoadingSettings
 from ..data.pairs import DataSettings
 
@@ -21,6 +21,9 @@ class RunSettings:
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Mixed precision of the forward pass; weights and optimiser state stay in float32. fp16 scales the loss and
     needs a GPU."""
+    gradient_accumulation_steps: int = 1
+    """Passes that each process's rows of a global batch are spread over. Loss and gradient stay those of the whole
+    batch, negatives included (Gao et al. 2021); with batch norm they do not, whose statistics are those of a pass."""
     gradient_checkpointing: bool = False
     """Keep of every transformer block its input alone, and compute the rest again for the backward pass: less memory
     for activations and a third more computation, with the same loss and gradient (Chen et al. 2016)."""
@@ -34,7 +37,7 @@ class RunSettings:
     """Go on from the newest checkpoint in output_dir."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "log_steps", "checkpoint_steps", "keep_checkpoints"):
+        for name in ("num_steps", "gradient_accumulation_steps", "log_steps", "checkpoint_steps", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} is {getattr(self, name)}; it must be at least 1.")
         if self.checkpoint_steps % self.log_steps:
@@ -146,3 +149,27 @@ class StageSettings:
                 f"optimization.bf16_text_weights is set and run.precision is {self.run.precision!r}, in which the "
                 "text tower's weights do not fit the others; set run.precision to bf16."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings(MultiCropSettings):
+    """How many views a picture has, and what the loss of each kind counts. The defaults give one view, as CLIP has."""
+
+    global_weight: float = 1.0
+    """Weight of the mean loss of large views. KELIP's weights are not published; these are our choice."""
+    local_weight: float = 1.0
+    """Weight of the mean loss of small views."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("global_weight", "local_weight"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"views.{name} is {getattr(self, name)}; it must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveSettings(StageSettings):
+    """Contrastive training."""
+
+    views: ViewSettings = field(default_factory=ViewSettings)
+    """Large and small views of each picture."""
