@@ -11,7 +11,7 @@ import torch
 WORLDS = (1, 2, 4)
 LOSS_WORLDS = (1, 2, 3)
 WAYS = ("loop", "trainer")
-WAYS_IN_FLOAT64 = (*WAYS, "every_language", "align", "sigmoid", "sigmoid languages")
+WAYS_IN_FLOAT64 = (*WAYS, "every_language", "align", "sigmoid", "sigmoid languages", "views", "sigmoid views")
 
 
 def results_of(worker, worlds, tmp_path_factory):
@@ -58,6 +58,15 @@ def overall_difference(gradients, reference):
 @pytest.mark.parametrize("world", WORLDS[1:])
 def test_processes_give_the_loss_and_gradient_of_the_joined_batch_in_float64(results, world, way):
     one, many = results[1][f"{way} float64"], results[world][f"{way} float64"]
+    torch.testing.assert_close(many["loss"], one["loss"], rtol=1e-12, atol=0)
+    assert worst_difference(many["gradients"], one["gradients"]) < 1
+
+
+@pytest.mark.parametrize("loss", ["", "sigmoid "])
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_batch_in_passes_has_the_loss_and_gradient_of_the_joined_batch(results, world, loss):
+    """Eight rows in one pass of one process against passes of two rows or one, on one process and several."""
+    one, many = results[1][f"{loss}views float64"], results[world][f"{loss}passes float64"]
     torch.testing.assert_close(many["loss"], one["loss"], rtol=1e-12, atol=0)
     assert worst_difference(many["gradients"], one["gradients"]) < 1
 

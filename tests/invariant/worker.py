@@ -33,7 +33,13 @@ from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 from ko_en_clip.training.contrastive import PicturesAndTexts
 from ko_en_clip.training.logs import read_metrics
 from ko_en_clip.training.loop import make_accelerator, run_loop
-from ko_en_clip.training.settings import ContrastiveSettings, ModelSettings, OptimizationSettings, RunSettings
+from ko_en_clip.training.settings import (
+    ContrastiveSettings,
+    ModelSettings,
+    OptimizationSettings,
+    RunSettings,
+    ViewSettings,
+)
 
 NUM_PAIRS = 8
 CAPTIONS = [
@@ -48,6 +54,8 @@ CAPTIONS = [
 ]
 ALIGN: dict[str, object] = {"label_smoothing": 0.1, "direction_weights": [1.0, 1.0]}
 SIGMOID: dict[str, object] = {"loss_type": "sigmoid", "logit_bias_init_value": -1.0}
+ONE_VIEW = ViewSettings()
+VIEWS = ViewSettings(num_global=2, num_local=3, local_size=8, local_weight=0.5)
 # Rows 1 and 6 mean the same: with two or four processes they lie on different ones.
 GROUPS = ["a", "b", "c", "d", "e", "f", "b", "h"]
 
@@ -126,7 +134,13 @@ def mean_over_processes(loss: torch.Tensor) -> torch.Tensor:
 
 
 def by_our_loop(
-    folder: Path, dtype: torch.dtype, num_steps: int = 1, every_language: bool = False, **fields: object
+    folder: Path,
+    dtype: torch.dtype,
+    num_steps: int = 1,
+    every_language: bool = False,
+    views: ViewSettings = ONE_VIEW,
+    num_passes: int = 1,
+    **fields: object,
 ) -> dict[str, object]:
     parts = processor()
     settings = ContrastiveSettings(
@@ -134,7 +148,11 @@ def by_our_loop(
         model=ModelSettings(tokenizer="memory"),
         loading=LoadingSettings(global_batch_size=NUM_PAIRS, every_language=every_language, num_workers=0),
         optimization=OptimizationSettings(learning_rate=1e-4, warmup_steps=num_steps // 2, max_grad_norm=1e9),
-        run=RunSettings(output_dir=str(folder), num_steps=num_steps, log_steps=1),
+        run=RunSettings(
+            output_dir=str(folder), num_steps=num_steps, log_steps=1, gradient_accumulation_steps=num_passes
+        ),
+        augmentation=AugmentationSettings(crop_scale=(0.5, 1.0)) if views.num_local else AugmentationSettings(),
+        views=views,
     )
     trained = model(parts, dtype, **fields)
     seen: list[torch.Tensor] = []
@@ -145,7 +163,7 @@ def by_our_loop(
             seen.append(mean_over_processes(loss))
             return loss
 
-    objective = Recording(trained, ["ko", "en"])
+    objective = Recording(trained, ["ko", "en"], views)
     with captured_gradients(trained) as gradients:
         run_loop(make_accelerator(settings.run), objective, pair_set(every_language), parts, settings)
     return {"loss": seen[0], "gradients": gradients}
@@ -219,6 +237,21 @@ def other_losses(folder: Path) -> dict[str, object]:
     return results
 
 
+def views_and_passes(folder: Path) -> dict[str, object]:
+    """Large and small views in every language, in one pass and in several of two rows or one."""
+    num_processes = dist.get_world_size() if dist.is_initialized() else 1
+    several = max(2, 4 // num_processes)
+    return {
+        name: by_our_loop(folder / name, torch.float64, every_language=True, views=VIEWS, num_passes=passes, **fields)
+        for name, passes, fields in (
+            ("views float64", 1, {}),
+            ("passes float64", several, {}),
+            ("sigmoid passes float64", several, SIGMOID),
+            ("sigmoid views float64", 1, SIGMOID),
+        )
+    }
+
+
 def main(folder: Path) -> None:
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     results: dict[str, object] = {}
@@ -226,6 +259,7 @@ def main(folder: Path) -> None:
         results[f"loop {name}"] = by_our_loop(folder / f"loop-{name}", dtype)
     results["every_language float64"] = by_our_loop(folder / "languages", torch.float64, every_language=True)
     results.update(other_losses(folder))
+    results.update(views_and_passes(folder))
     by_our_loop(folder / "schedule", torch.float32, num_steps=5)
     results["accelerate_schedule"] = accelerate_schedule()
     if dist.is_initialized() and dist.get_world_size() > 1:

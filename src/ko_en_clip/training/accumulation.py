@@ -127,7 +127,7 @@ def _joined(chunks: Sequence[Mapping[str, torch.Tensor]], num_rows: int) -> Outp
 
     def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
         if not parts[0].dim():
-            return parts[0].clone()
+            return parts[0].detach().clone()
         return torch.cat([part.unflatten(0, (-1, num_rows)) for part in parts], dim=1).flatten(0, 1)
 
     return {name: joined([chunk[name] for chunk in chunks]) for name in chunks[0]}
