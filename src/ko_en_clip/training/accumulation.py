@@ -48,7 +48,7 @@ def backward(
     num_rows = len(batch["keys"])
     chunks = _chunks(_named(batch, objective.inputs), num_rows, num_chunks)
     if objective.is_mean_over_rows:
-        return _by_mean(accelerator, wrapped, objective, chunks, targets)
+        return _by_mean(accelerator, wrapped, objective, chunks, targets, num_rows // num_chunks)
     return _by_cached_embeddings(accelerator, wrapped, objective, chunks, targets, num_rows // num_chunks)
 
 
@@ -58,15 +58,17 @@ def _by_mean(
     objective: Objective,
     chunks: Sequence[dict[str, Any]],
     targets: Mapping[str, Any],
+    num_rows: int,
 ) -> tuple[torch.Tensor, Outputs]:
     losses, outputs = [], []
     for number, chunk in enumerate(chunks):
         with _unsynchronised(accelerator, wrapped, until=number == len(chunks) - 1):
-            outputs.append(wrapped(**send_to_device(chunk, accelerator.device)))
-            losses.append(objective.loss(outputs[-1], targets) / len(chunks))
-            accelerator.backward(losses[-1])
-    # Such outputs are the loss itself, and the figures of such objectives do not look at them.
-    return torch.stack(losses).sum().detach(), _detached(outputs[-1])
+            output = wrapped(**send_to_device(chunk, accelerator.device))
+            loss = objective.loss(output, targets) / len(chunks)
+            accelerator.backward(loss)
+        losses.append(loss.detach())
+        outputs.append(_detached(output))
+    return torch.stack(losses).sum(), _joined(outputs, num_rows)
 
 
 def _by_cached_embeddings(

@@ -14,7 +14,9 @@ from torch import nn
 from ..data.pairs import languages_of
 from ..losses_ko_en_clip import gather_with_grad, process_rank
 from ..modeling_ko_en_clip import KoEnClipModel, l2_normalized
+from .finetuning import add_adapters, interpolate
 from .loop import run_stage
+from .models import starting_model
 from .objectives import Figures, Objective
 from .settings import ContrastiveSettings, ViewSettings
 
@@ -129,8 +131,18 @@ def text_figures(
 
 def train_contrastive(settings: ContrastiveSettings) -> None:
     """Train, and leave in `run.output_dir` a folder that `AutoModel.from_pretrained` loads."""
+    lora, share = settings.finetuning.lora, settings.finetuning.trained_share
+    adapted: list[Any] = []
 
     def objective(model: KoEnClipModel) -> PicturesAndTexts:
+        if lora.rank:
+            adapted.append(add_adapters(model, lora))
         return PicturesAndTexts(model, languages_of(settings.data), settings.views)
 
-    run_stage("train", settings, KoEnClipModel, objective)
+    def finish(model: KoEnClipModel) -> None:
+        if adapted:
+            adapted.pop().merge_and_unload()
+        if share < 1.0:
+            interpolate(model, starting_model(KoEnClipModel, model.config, settings.model), share)
+
+    run_stage("train", settings, KoEnClipModel, objective, finish)

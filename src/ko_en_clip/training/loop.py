@@ -50,18 +50,33 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
 
 
 def run_stage(
-    verb: str, settings: StageSettings, model_class: type[Model], objective_of: Callable[[Model], Objective]
+    verb: str,
+    settings: StageSettings,
+    model_class: type[Model],
+    objective_of: Callable[[Model], Objective],
+    finish: Callable[[Model], None] = lambda model: None,
 ) -> None:
-    """Open the data, make the model, train, and leave the trained model in `run.output_dir`."""
+    """Open the data, make the model, train, and leave the trained model in `run.output_dir`.
+
+    Args:
+        verb: name of the stage, for the manifest.
+        settings: of the stage.
+        model_class: what to train.
+        objective_of: what a model learns.
+        finish: what is done to the trained model before it is saved.
+    """
     accelerator = make_accelerator(settings.run)
     check_divides(settings, accelerator.num_processes)
     set_seed(settings.run.seed)
     with accelerator.main_process_first():
         pairs = open_pairs(settings.data)
     config, processor = starting_point(settings.model)
-    objective = objective_of(starting_model(model_class, config, settings.model))
-    progress = run_loop(accelerator, objective, pairs, processor, settings)
-    save_run(accelerator, objective.model, processor, verb=verb, settings=settings, pairs=pairs, progress=progress)
+    model = starting_model(model_class, config, settings.model)
+    # Masks and dropout differ between processes as their pictures do.
+    torch.manual_seed(settings.run.seed + accelerator.process_index)
+    progress = run_loop(accelerator, objective_of(model), pairs, processor, settings)
+    finish(model)
+    save_run(accelerator, model, processor, verb=verb, settings=settings, pairs=pairs, progress=progress)
     accelerator.end_training()
 
 
@@ -133,6 +148,8 @@ def run_loop(
             skipped.add(batch["skipped"])
             rate = learning_rate_at(progress.optimizer_steps, run.num_steps, optimization)
             set_learning_rate(optimizer, rate)
+            with accelerator.autocast():
+                batch = objective.prepare(batch, accelerator.device)
             loss, outputs = backward(accelerator, wrapped, objective, batch, run.gradient_accumulation_steps)
             grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), optimization.max_grad_norm)
             optimizer.step()

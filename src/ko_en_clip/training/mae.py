@@ -23,11 +23,11 @@ class MaskedPatches(Objective):
 
     def forward(self, **inputs: Any) -> dict[str, torch.Tensor]:
         """The mean over the chunk."""
-        return {"loss": self.model(**inputs).loss[None]}
+        return {"loss": self.model(**inputs).loss}
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: Mapping[str, Any]) -> torch.Tensor:
-        """The mean over the batch."""
-        return outputs["loss"].squeeze()
+        """The mean over the pictures."""
+        return outputs["loss"]
 
 
 def pretrain_mae(settings: StageSettings) -> None:

@@ -36,6 +36,10 @@ class Objective(nn.Module):
         self.model = model
         self.crops = crops or MultiCropSettings()
 
+    def prepare(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """The batch with what `forward` needs beyond what the loader gave."""
+        return batch
+
     def forward(self, **inputs: Any) -> dict[str, torch.Tensor]:
         """What the loss needs of a chunk: rows of pictures or texts, and weights without dimensions."""
         raise NotImplementedError

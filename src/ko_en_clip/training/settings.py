@@ -168,8 +168,79 @@ class ViewSettings(MultiCropSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adapters in linear layers (Hu et al. 2022), merged into the weights when the run ends."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains the weights themselves."""
+    alpha: int = 16
+    """Adapters count `alpha / rank`."""
+    dropout: float = 0.0
+    """Dropout before the adapters."""
+    layers: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Last part of the names of linear layers that get one: queries and values by default, as in Hu et al. 2022,
+    section 7.1; towers of transformers have other names, as `query` and `value` in BERT."""
+    also_train: list[str] = field(default_factory=lambda: ["logit_scale"])
+    """Names of weights that train as they are."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha <= 0 or not 0.0 <= self.dropout < 1.0:
+            raise ValueError(
+                f"finetuning.lora has rank {self.rank}, alpha {self.alpha} and dropout {self.dropout}; it needs a "
+                "rank of at least 0, an alpha above 0 and a dropout from 0 to below 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningSettings:
+    """What keeps the starting model's abilities where there is little data."""
+
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """Adapters."""
+    trained_share: float = 1.0
+    """Share of the trained weights in those that the run leaves; the rest is the starting model's (WiSE-FT; Wortsman
+    et al. 2022, who find 0.5 good where nothing is known)."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.trained_share <= 1.0:
+            raise ValueError(
+                f"finetuning.trained_share is {self.trained_share}; a share lies above 0 and is at most 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContrastiveSettings(StageSettings):
     """Contrastive training."""
 
     views: ViewSettings = field(default_factory=ViewSettings)
     """Large and small views of each picture."""
+    finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
+    """What keeps the starting model's abilities where there is little data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.finetuning.trained_share < 1.0 and self.model.init is None:
+            raise ValueError(
+                f"finetuning.trained_share is {self.finetuning.trained_share}, and model.init is absent: there is no "
+                "starting model to keep a share of. Set model.init, or leave trained_share at 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationSettings(StageSettings):
+    """A text tower taught by another model's, on parallel text."""
+
+    teacher: str
+    """Folder or Hub id of a model of CLIP's kind whose text embeddings are the targets."""
+    teacher_language: str = "en"
+    """Language of the captions that the teacher reads; the student reads all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.loading.every_language:
+            raise ValueError("loading.every_language is not set; the student needs each row's text in every language.")
+        if self.teacher_language not in self.data.captions.values():
+            raise ValueError(
+                f"teacher_language is {self.teacher_language!r}, and data.captions has "
+                f"{', '.join(sorted(set(self.data.captions.values())))}; name one of them."
+            )
