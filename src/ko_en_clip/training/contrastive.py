@@ -53,9 +53,11 @@ class PicturesAndTexts(Objective):
             if pixels in inputs
         }
         text_embeds = l2_normalized(self.model.get_text_features(**inputs).pooler_output)
-        outputs |= {"text_embeds": text_embeds, "logit_scale": self.model.logit_scale.to(text_embeds.dtype).exp()}
+        # Sharded over processes, a scalar is kept as a row of one (`sharding.py`).
+        logit_scale = self.model.logit_scale.to(text_embeds.dtype).exp().squeeze()
+        outputs |= {"text_embeds": text_embeds, "logit_scale": logit_scale}
         if self.model.config.loss_type == "sigmoid":
-            outputs["logit_bias"] = self.model.logit_bias.to(text_embeds.dtype)
+            outputs["logit_bias"] = self.model.logit_bias.to(text_embeds.dtype).squeeze()
         return outputs
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: Mapping[str, Any]) -> torch.Tensor:
