@@ -5,11 +5,16 @@ import io
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import spawn
 from torch.testing import assert_close
 
 from ko_en_clip import KoEnClipConfig, KoEnClipForPreTraining, KoEnClipModel
@@ -107,21 +112,21 @@ def test_groups_go_from_the_fastest_down_and_equal_ones_are_one() -> None:
 def test_every_optimiser_moves_a_part_by_its_factor(optimizer: str) -> None:
     if optimizer == "adamw_8bit":
         pytest.importorskip("torchao", reason="adamw_8bit is torchao's")
-    model = nn.ModuleDict({"slow": nn.Linear(64, 64), "fast": nn.Linear(64, 64)})
-    model["slow"].load_state_dict(model["fast"].state_dict())
-    before = model["fast"].weight.detach().clone()
+    fast = nn.Linear(64, 64)
+    slow = copy.deepcopy(fast)
+    model, before = nn.ModuleDict({"slow": slow, "fast": fast}), fast.weight.detach().clone()
     made = make_optimizer(
         model, settings(optimizer=optimizer, rate_factors={"slow": 0.25}, eps=1e-12, learning_rate=1e-3)
     )
     set_learning_rate(made, 1e-2)
     gradient = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-    for linear in model.values():
+    for linear in (slow, fast):
         linear.weight.grad, linear.bias.grad = gradient.clone(), torch.ones(64)
     made.step()
-    slow, fast = (model[name].weight - before for name in ("slow", "fast"))
+    by_slow, by_fast = (linear.weight - before for linear in (slow, fast))
     # A factor of 1/4 is exact; weights near 0.1 are known to 7e-9, steps of 1e-4 and more to 1e-4 of themselves.
-    assert_close(slow, 0.25 * fast, rtol=0, atol=2e-8)
-    assert fast.abs().mean() > 1e-4
+    assert_close(by_slow, 0.25 * by_fast, rtol=0, atol=2e-8)
+    assert by_fast.abs().mean() > 1e-4
 
 
 def test_a_state_without_factors_resumes_at_the_plain_rate() -> None:
@@ -367,7 +372,7 @@ def test_freezing_everything_is_refused() -> None:
 
 # LAMB
 
-LAMB = {"optimizer": "lamb", "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1}
+LAMB: dict[str, Any] = {"optimizer": "lamb", "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1}
 
 
 def lamb_by_hand(weight: Any, gradients: list[Any], rates: list[float], decay: float, adapted: bool) -> Any:
@@ -488,6 +493,46 @@ def test_a_resumed_optimiser_goes_on_bit_for_bit(optimizer: str) -> None:
     for name, weight in straight.named_parameters():
         assert torch.equal(weight, getattr(resumed, name))
         assert not torch.equal(weight, getattr(forgetful, name))
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 6)).double()
+
+
+def net_steps(model: nn.Module) -> None:
+    made = make_optimizer(model, settings(**LAMB, learning_rate=0.1))
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(1)).double()
+    for _ in range(3):
+        model(x).square().mean().backward()
+        made.step()
+        made.zero_grad()
+
+
+def sharded_steps(rank: int, folder: str) -> None:
+    """One of two processes, each with half of the rows of every weight."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model = small_net()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    net_steps(model)
+    whole = {name: weight.full_tensor() for name, weight in model.state_dict().items()}
+    if rank == 0:
+        torch.save(whole, f"{folder}/weights.pt")
+    dist.destroy_process_group()
+
+
+def test_lamb_of_shards_is_lamb_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The norms are those of whole weights; each shard's own would give another step."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    spawn(sharded_steps, args=(str(tmp_path),), nprocs=2)
+    found, model = torch.load(tmp_path / "weights.pt", weights_only=True), small_net()
+    first = copy.deepcopy(model)
+    net_steps(model)
+    for name, weight in model.named_parameters():
+        # float64, sums of two halves instead of one.
+        assert_close(found[name], weight.detach(), rtol=0, atol=1e-13)
+        assert (weight - first.get_parameter(name)).abs().max() > 1e-2
 
 
 def test_lamb_trains_a_model() -> None:
