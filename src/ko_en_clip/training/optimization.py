@@ -1,36 +1,47 @@
-"""Optimiser, schedule and what saves memory: AdamW, cosine with warm-up, counted in optimiser steps."""
+"""Optimiser, schedule and what saves memory; schedules are counted in optimiser steps."""
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .lamb import Lamb
+from .parts import weight_groups
 from .settings import OptimizationSettings
 
 
 def make_optimizer(model: nn.Module, settings: OptimizationSettings, seed: int = 0) -> torch.optim.Optimizer:
-    """AdamW over all weights that train; decay on matrices only, not on gains, biases and the logit scale.
+    """The optimiser of all weights that train, grouped by rate and decay; vectors and scalars do not decay.
 
     Args:
-        model: the model.
+        model: the model itself, not wrapped, so that the settings' names are its names; frozen already.
         settings: its optimisation.
         seed: decides how adamw_8bit rounds bfloat16 weights.
 
     Raises:
         ModuleNotFoundError: adamw_8bit without torchao.
+        ValueError: as `weight_groups`.
 
     Reference: Radford et al. 2021, section 2.5.
     """
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in trained if weight.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [weight for weight in trained if weight.dim() < 2], "weight_decay": 0.0},
-    ]
+    groups = weight_groups(model, settings)
+    given: dict[str, Any] = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
+    optimizer: torch.optim.Optimizer
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
+        optimizer = torch.optim.AdamW(groups, **given)
+    elif settings.optimizer == "lamb":
+        optimizer = Lamb(groups, **given)
+    else:
+        optimizer = _adamw_8bit(groups, seed, given)
+    set_learning_rate(optimizer, settings.learning_rate)
+    return optimizer
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], seed: int, given: dict[str, Any]) -> torch.optim.Optimizer:
     try:
         from .adamw_8bit import AdamW8bit
     except ModuleNotFoundError as error:
@@ -38,16 +49,21 @@ def make_optimizer(model: nn.Module, settings: OptimizationSettings, seed: int =
             "optimization.optimizer is adamw_8bit, which is torchao's; install it with: "
             "pip install 'ko_en_clip[lowmem]'"
         ) from error
-    return AdamW8bit(groups, seed=seed, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
+    return AdamW8bit(groups, seed=seed, **given)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group; torchao keeps it in a tensor, since its compiled step reads no number anew."""
+    """Set the rate of every group to this rate times the group's factor.
+
+    torchao keeps rates in tensors, since its compiled step reads no number anew.
+    """
     for group in optimizer.param_groups:
+        # Groups from a checkpoint that was written before parts had factors have none.
+        rate_of_group = rate * group.get("rate_factor", 1.0)
         if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(rate)
+            group["lr"].fill_(rate_of_group)
         else:
-            group["lr"] = rate
+            group["lr"] = rate_of_group
 
 
 def text_weights_to_bf16(model: nn.Module) -> None:
@@ -90,13 +106,19 @@ def learning_rate_at(optimizer_step: int, num_steps: int, settings: Optimization
     A function of the step alone, so it is the same at any number of processes and needs no state in a checkpoint.
 
     Example:
-        Warm-up over 2 of 4 steps to a peak of 1, then a half cosine down to 0.
+        Warm-up over 2 of 4 steps to a peak of 1, then a half cosine down to 0, or a straight line.
 
         >>> settings = OptimizationSettings(learning_rate=1.0, warmup_steps=2)
         >>> [round(learning_rate_at(step, 4, settings), 3) for step in range(5)]
         [0.5, 1.0, 1.0, 0.5, 0.0]
+        >>> settings = OptimizationSettings(learning_rate=1.0, warmup_steps=2, schedule="linear")
+        >>> [round(learning_rate_at(step, 6, settings), 3) for step in range(7)]
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
     if optimizer_step < settings.warmup_steps:
         return settings.learning_rate * (optimizer_step + 1) / settings.warmup_steps
     progress = (optimizer_step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    progress = min(1.0, progress)
+    if settings.schedule == "linear":
+        return settings.learning_rate * (1 - progress)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

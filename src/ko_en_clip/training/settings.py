@@ -1,6 +1,7 @@
 """Settings that every training stage shares: the run, its optimisation, and what the model starts from."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from ..data.augmentation import AugmentationSettings, MultiCropSettings
@@ -49,13 +50,17 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationSettings:
-    """AdamW, with decay on matrices only, under a cosine schedule with linear warm-up.
+    """The optimiser, its schedule with linear warm-up, and what each part of the model is given of it.
 
-    Defaults of betas, eps and decay are CLIP's for ViT (Radford et al. 2021, section 2.5 and table 18).
+    Defaults of betas, eps and decay are CLIP's for ViT (Radford et al. 2021, section 2.5 and table 18). Parts are
+    named as the model's modules and weights are, such as `vision_model` or `vision_model.encoder.layers.0`.
     """
 
     learning_rate: float
     """Peak learning rate, reached at the end of the warm-up."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the rate falls to 0 after the warm-up: in a half cosine as CLIP's, or in a line as ALIGN's (Jia et al. 2021,
+    section 5)."""
     warmup_steps: int = 0
     """Optimiser steps over which the rate rises from 0."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -66,26 +71,48 @@ class OptimizationSettings:
     """Decoupled decay of weights of two dimensions and more."""
     max_grad_norm: float = 1.0
     """Norm to which the gradient of all weights together is cut. Our choice: CLIP does not say."""
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw_8bit", "lamb"] = "adamw"
     """adamw keeps 8 bytes of moments a weight. adamw_8bit keeps 2, quantised in blocks (Dettmers et al. 2022), where
-    CLIP halves them (Radford et al. 2021, section 2.5); it needs the extra `lowmem`."""
+    CLIP halves them (Radford et al. 2021, section 2.5); it needs the extra `lowmem`. lamb scales each matrix's update
+    to the matrix (You et al. 2020), as ALIGN does."""
     bf16_text_weights: bool = False
     """Keep the text tower's weights in bfloat16 while they train, each update rounded up or down at random so that it
     counts on average (Radford et al. 2021, section 2.5); with adamw_8bit and run.precision bf16. The model that the
     run leaves is in float32 as always."""
+    frozen: list[str] = field(default_factory=list)
+    """Parts that do not train and stay in evaluation mode: [vision_model, visual_projection] is locked-image tuning
+    (Zhai et al. 2022) and the first stage of Chinese-CLIP (Yang et al. 2022)."""
+    rate_factors: dict[str, float] = field(default_factory=dict)
+    """Factor on the learning rate of each part, the longest name first: {vision_model: 0.1} is what SigLIP gives a
+    pre-trained tower (Zhai et al. 2023)."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate for every block that a weight lies below the top of its tower: the last block has it
+    once, the embeddings once more than there are blocks (Bao et al. 2022)."""
+    no_decay: list[str] = field(default_factory=list)
+    """Parts without decay; SigLIP spares pre-trained weights (Zhai et al. 2023)."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"optimization.learning_rate is {self.learning_rate}; it must be above 0.")
-        if self.warmup_steps < 0:
-            raise ValueError(f"optimization.warmup_steps is {self.warmup_steps}; it must not be negative.")
-        if self.max_grad_norm <= 0:
-            raise ValueError(f"optimization.max_grad_norm is {self.max_grad_norm}; it must be above 0.")
-        if self.bf16_text_weights and self.optimizer != "adamw_8bit":
-            raise ValueError(
-                f"optimization.bf16_text_weights is set and optimization.optimizer is {self.optimizer!r}, which "
-                "rounds to the nearest number, so that small updates are lost; set it to adamw_8bit."
-            )
+        """Refuse what cannot be meant, all of it in one message."""
+        rules = [
+            (0 < self.learning_rate < inf, f"learning_rate is {self.learning_rate}; it must be above 0"),
+            (self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; it must not be negative"),
+            (all(0 <= beta < 1 for beta in self.betas), f"betas are {self.betas}; each must be in [0, 1)"),
+            (0 < self.eps < inf, f"eps is {self.eps}; it must be above 0"),
+            (0 <= self.weight_decay < inf, f"weight_decay is {self.weight_decay}; it must not be negative"),
+            (self.max_grad_norm > 0, f"max_grad_norm is {self.max_grad_norm}; it must be above 0"),
+            (0 < self.layer_decay <= 1, f"layer_decay is {self.layer_decay}; it must be in (0, 1]"),
+            (
+                not self.bf16_text_weights or self.optimizer == "adamw_8bit",
+                f"bf16_text_weights is set and optimization.optimizer is {self.optimizer!r}, which rounds to the "
+                "nearest number, so that small updates are lost; set it to adamw_8bit",
+            ),
+        ]
+        for part, factor in self.rate_factors.items():
+            rule = "it must be above 0; to keep the part as it is, name it in optimization.frozen"
+            rules.append((0 < factor < inf, f"rate_factors gives {part!r} the factor {factor}; {rule}"))
+        broken = [f"optimization.{message}." for kept, message in rules if not kept]
+        if broken:
+            raise ValueError(" ".join(broken))
 
 
 @dataclass(frozen=True, kw_only=True)
