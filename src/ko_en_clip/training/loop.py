@@ -30,6 +30,7 @@ from .optimization import (
     set_learning_rate,
     text_weights_to_bf16,
 )
+from .parts import freeze, set_training_mode
 from .settings import RunSettings, StageSettings
 from .window import Window
 
@@ -117,6 +118,7 @@ def run_loop(
         checkpoint_activations(objective.model)
     if optimization.bf16_text_weights:
         text_weights_to_bf16(objective.model)
+    freeze(objective.model, optimization.frozen)
     wrapped, optimizer = accelerator.prepare(objective, make_optimizer(objective.model, optimization, run.seed))
     checkpoints = folder / "checkpoints"
     progress = load_newest_checkpoint(accelerator, checkpoints, optimization) if run.resume else Progress()
@@ -139,6 +141,7 @@ def run_loop(
     window = Window(accelerator, progress.step)
 
     objective.train()
+    set_training_mode(objective.model, optimization.frozen)
     with (
         closing(logs) if logs else nullcontext(),
         tqdm(total=run.num_steps, initial=progress.step, unit="step", mininterval=1.0, disable=not is_main) as bar,
