@@ -4,12 +4,13 @@ CLIP's objective (Radford et al. 2021, section 2.3) on Korean and English captio
 (Kim et al. 2022): no pair of texts is ever shown, the languages meet through pictures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..data.pairs import open_pairs
 from ..modeling_ko_en_clip import KoEnClipModel
@@ -18,8 +19,15 @@ from .models import save_run, starting_model, starting_point
 from .settings import StageSettings
 
 
-def train_contrastive(settings: StageSettings) -> None:
-    """Train, and leave in `run.output_dir` a folder that `AutoModel.from_pretrained` loads."""
+def train_contrastive(
+    settings: StageSettings, evaluate: Callable[[PreTrainedModel], dict[str, float]] | None = None
+) -> None:
+    """Train, and leave in `run.output_dir` a folder that `AutoModel.from_pretrained` loads.
+
+    Args:
+        settings: the run.
+        evaluate: figures of the model on held-out data, for the logs; see `run_loop`.
+    """
     accelerator = make_accelerator(settings.run)
     set_seed(settings.run.seed)
     with accelerator.main_process_first():
@@ -27,7 +35,7 @@ def train_contrastive(settings: StageSettings) -> None:
     config, processor = starting_point(settings.model)
     model = starting_model(KoEnClipModel, config, settings.model)
     objective = Objective(model=model, loss_of=contrastive_loss_of, after_step=model.clamp_logit_scale, with_text=True)
-    progress = run_loop(accelerator, objective, pairs, processor, settings)
+    progress = run_loop(accelerator, objective, pairs, processor, settings, evaluate)
     save_run(accelerator, model, processor, verb="train", settings=settings, pairs=pairs, progress=progress)
     accelerator.end_training()
 

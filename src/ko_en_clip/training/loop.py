@@ -5,6 +5,7 @@ A stage hands it a model, a function from batch to loss, and its batches; nothin
 
 import logging
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
@@ -71,11 +73,15 @@ def run_loop(
     pairs: PairSet,
     processor: KoEnClipProcessor,
     settings: StageSettings,
+    evaluate: Callable[[PreTrainedModel], dict[str, float]] | None = None,
 ) -> Progress:
     """Train to `run.num_steps` and leave a checkpoint at the end.
 
     A step whose gradient overflowed in fp16 is counted and not taken, and the schedule waits for it: warm-up and decay
     count steps that moved the weights, so the first, which look for the loss scale, do not use the warm-up up.
+
+    `evaluate` gives figures of the model by name. The main process calls it before the first step, every
+    `run.eval_steps` and at the end, and logs them as eval/NAME; losses and weights are those of a run without it.
 
     Raises:
         FileExistsError: the folder holds another run, and `run.resume` is not set.
@@ -107,6 +113,8 @@ def run_loop(
     )
     is_main = accelerator.is_main_process
     logs = RunLogs(folder, progress.step) if is_main else None
+    if logs and evaluate and progress.step == 0:
+        logs.write(0, _held_out(evaluate, objective.model, accelerator))
     window = _Window(accelerator, progress.step)
 
     model.train()
@@ -135,6 +143,9 @@ def run_loop(
             bar.update()
             if progress.step % run.log_steps == 0 or progress.step == run.num_steps:
                 values = window.close(progress.step, settings.loading.global_batch_size)
+                if logs and evaluate and (progress.step % run.eval_steps == 0 or progress.step == run.num_steps):
+                    values |= _held_out(evaluate, objective.model, accelerator)
+                    window.started = time.perf_counter()
                 if logs:
                     logs.write(progress.step, {**values, "learning_rate": rate, "skipped": progress.skipped_steps})
                 bar.set_postfix_str(
@@ -148,6 +159,24 @@ def run_loop(
     if len(skipped):
         logger.warning("%d rows could not be used on this process; skipped.rank*.jsonl lists them", len(skipped))
     return progress
+
+
+def _held_out(
+    evaluate: Callable[[PreTrainedModel], dict[str, float]], model: PreTrainedModel, accelerator: Accelerator
+) -> dict[str, float]:
+    """Figures of the model in eval mode, as eval/NAME; modes and random states are left as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = [model.device] if model.device.type == "cuda" else []
+    model.eval()
+    with torch.no_grad(), accelerator.autocast(), torch.random.fork_rng(devices):
+        figures = evaluate(model)
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+    for module, training in modes:
+        # Not model.train(): a module that a stage keeps in eval mode stays in it.
+        module.training = training
+    return {f"eval/{name}": value for name, value in figures.items()}
 
 
 class _Window:
