@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import torch
@@ -72,7 +72,12 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], levels: Mappi
 
 
 def line_chart(
-    curves: Sequence[Curve], *, last_step: int, levels: Mapping[str, float], percent: bool, from_zero: bool
+    curves: Sequence[Curve],
+    *,
+    last_step: int,
+    levels: Mapping[str, float],
+    percent: bool,
+    scale: Literal["from zero", "free", "logarithmic"],
 ) -> str:
     """Curves over steps as SVG of a size that a telephone shows whole, each labelled at its end.
 
@@ -81,12 +86,12 @@ def line_chart(
         last_step: right end of the axis, which begins at step 0.
         levels: broken lines across, by label.
         percent: whether values are shares, shown in percent.
-        from_zero: whether the axis of values begins at 0.
+        scale: of the axis of values. A logarithmic one leaves out values that are not above 0.
 
     Raises:
         ModuleNotFoundError: matplotlib is absent.
     """
-    figure = new_figure(5.4, 2.7)
+    figure = new_figure(4.8, 2.5)
     axes = figure.add_subplot()
     for curve in curves:
         style = {"color": curve.colour, "marker": "o" if len(curve.points) <= _MARKED else None, "markersize": 3.5}
@@ -97,12 +102,10 @@ def line_chart(
     for level in levels.values():
         axes.axhline(level, color=SOFT, linestyle="--", linewidth=1)
     axes.set_xlim(0, max(last_step, 1))
-    if from_zero:
-        axes.set_ylim(bottom=0)
     axes.locator_params("x", nbins=5, integer=True)
-    axes.locator_params("y", nbins=5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_formatter((lambda share, _: f"{100 * share:g} %") if percent else "{x:g}")
+    _scale_values(axes, curves, scale)
+    axes.yaxis.set_major_formatter((lambda share, _: f"{100 * share:g} %") if percent else "{x:,g}")
     axes.set_xlabel("step", color=INK)
     plain_axes(axes)
     ends = [(curve.label, curve.colour, (curve.mean or curve.points)[-1][1]) for curve in curves if curve.label]
@@ -110,14 +113,29 @@ def line_chart(
     return svg_of(figure)
 
 
+def _scale_values(axes: Any, curves: Sequence[Curve], scale: str) -> None:
+    """Set the axis of values up, with a few round ticks; counts have whole ones."""
+    values = [value for curve in curves for _, value in curve.points]
+    if scale == "logarithmic" and max(values) > 0:
+        axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5), numticks=6)
+        axes.minorticks_off()
+        return
+    axes.locator_params("y", nbins=5, integer=all(float(value).is_integer() for value in values))
+    if scale != "free":
+        axes.set_ylim(bottom=0)
+
+
 def _label_ends(axes: Any, ends: Sequence[tuple[str, str, float]]) -> None:
-    """Set labels to the right of the axes at the height of their values, and apart."""
+    """Set labels to the right of linear axes at the height of their values, and apart."""
     low, high = axes.get_ylim()
     places: list[float] = []
-    for label, colour, value in sorted(ends, key=lambda end: end[2]):
+    ordered = sorted(ends, key=lambda end: end[2])
+    for _, _, value in ordered:
         place = (value - low) / (high - low)
         places.append(max(place, places[-1] + _LABEL_GAP) if places else place)
-        axes.text(1.02, places[-1], label, color=colour, transform=axes.transAxes, va="center")
+    for (label, colour, _), place in zip(ordered, places, strict=True):
+        axes.text(1.02, place, label, color=colour, transform=axes.transAxes, va="center")
 
 
 def new_figure(width: float, height: float) -> Any:

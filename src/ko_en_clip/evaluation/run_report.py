@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -29,7 +29,7 @@ class Kind(NamedTuple):
     title: str
     note: str
     percent: bool = False
-    from_zero: bool = True
+    scale: Literal["from zero", "free", "logarithmic"] = "from zero"
     smooth: bool = True
 
 
@@ -39,8 +39,8 @@ _KINDS = {
     "loss/*": Kind("Loss", "Loss by language", "Of pairs whose caption is in the language."),
     "recall/*": Kind("Loss", "Recall at 1 in the batch", "Of training pairs, mean of both directions.", percent=True),
     "learning_rate": Kind("Optimisation", "Learning rate", "", smooth=False),
-    "grad_norm": Kind("Optimisation", "Gradient norm", "Before clipping."),
-    "logit_scale": Kind("Optimisation", "Logit scale", "Factor on cosines.", from_zero=False, smooth=False),
+    "grad_norm": Kind("Optimisation", "Gradient norm", "Before clipping; logarithmic scale.", scale="logarithmic"),
+    "logit_scale": Kind("Optimisation", "Logit scale", "Factor on cosines.", scale="free", smooth=False),
     "pairs_per_second": Kind("Optimisation", "Throughput", "Pictures a second, over all processes."),
     "share/*": Kind("Optimisation", "Share of captions", "By language.", percent=True),
     "skipped": Kind("Optimisation", "Skipped steps", "By the loss scaler, up to each step.", smooth=False),
@@ -195,7 +195,7 @@ def _kind(group: str) -> Kind:
         suite, _, what = group.removeprefix("eval/").removesuffix("/*").partition("/")
         title = f"{suite}: {what.replace('/', ', ').replace('_', ' ')}"
         return Kind("Held-out data", title, "", percent=True, smooth=False)
-    return Kind("More", group, "", from_zero=False)
+    return Kind("More", group, "", scale="free")
 
 
 def _groups(series: Mapping[str, list[Point]]) -> dict[str, list[str]]:
@@ -223,7 +223,7 @@ def _sections(series: Mapping[str, list[Point]], last_step: int, guessing_loss: 
             last_step=last_step,
             levels={"guessing": guessing_loss} if group == "loss" and guessing_loss is not None else {},
             percent=kind.percent,
-            from_zero=kind.from_zero,
+            scale=kind.scale,
         )
         charts.setdefault(kind.section, []).append({"title": kind.title, "note": kind.note, "svg": svg})
     return [{"title": title, "charts": found} for title, found in charts.items() if found]
