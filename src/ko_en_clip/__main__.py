@@ -12,17 +12,16 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from .commands import demo, evaluate, publish, train_tokenizer
+from .commands import demo, distill, evaluate, pretrain, publish, train, train_tokenizer
 from .settings_files import build_settings, find_settings_file, packaged
-from .training.contrastive import train_contrastive
-from .training.mae import pretrain_mae
-from .training.settings import ContrastiveSettings, StageSettings
+from .training.settings import ContrastiveSettings, DistillationSettings, StageSettings
 
 VERBS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "demo": (demo.DemoSettings, demo.run, "all stages on the embedded set, with a report"),
     "train-tokenizer": (train_tokenizer.TrainTokenizerSettings, train_tokenizer.run, "a joint Korean-English BPE"),
-    "pretrain": (StageSettings, pretrain_mae, "masked pre-training of the vision tower (MAE)"),
-    "train": (ContrastiveSettings, train_contrastive, "contrastive training of both towers"),
+    "pretrain": (StageSettings, pretrain.run, "masked pre-training of the vision tower (MAE)"),
+    "train": (ContrastiveSettings, train.run, "contrastive training of both towers"),
+    "distill": (DistillationSettings, distill.run, "a text tower taught by an English model's on parallel text"),
     "evaluate": (evaluate.EvaluateSettings, evaluate.run, "zero-shot classification and retrieval in both languages"),
     "publish": (publish.PublishSettings, publish.publish, "a bundle that loads without this package, and the Hub"),
 }

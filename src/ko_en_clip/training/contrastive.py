@@ -15,6 +15,7 @@ from ..data.pairs import languages_of
 from ..losses_ko_en_clip import gather_with_grad, process_rank
 from ..modeling_ko_en_clip import KoEnClipModel, l2_normalized
 from .finetuning import add_adapters, interpolate
+from .held_out import Evaluate
 from .loop import run_stage
 from .models import starting_model
 from .objectives import Figures, Objective
@@ -131,8 +132,13 @@ def text_figures(
     return torch.stack(losses).mean(0), torch.stack(hits).mean(0)
 
 
-def train_contrastive(settings: ContrastiveSettings) -> None:
-    """Train, and leave in `run.output_dir` a folder that `AutoModel.from_pretrained` loads."""
+def train_contrastive(settings: ContrastiveSettings, evaluate: Evaluate | None = None) -> None:
+    """Train, and leave in `run.output_dir` a folder that `AutoModel.from_pretrained` loads.
+
+    Args:
+        settings: of the run.
+        evaluate: figures of a model on held-out data, for the logs.
+    """
     lora, share = settings.finetuning.lora, settings.finetuning.trained_share
     adapted: list[Any] = []
 
@@ -147,4 +153,4 @@ def train_contrastive(settings: ContrastiveSettings) -> None:
         if share < 1.0:
             interpolate(model, starting_model(KoEnClipModel, model.config, settings.model), share)
 
-    run_stage("train", settings, KoEnClipModel, objective, finish)
+    run_stage("train", settings, KoEnClipModel, objective, finish=finish, evaluate=evaluate)

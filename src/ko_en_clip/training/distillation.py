@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from ..data.pairs import languages_of
 from ..modeling_ko_en_clip import KoEnClipModel
+from .held_out import Evaluate
 from .loop import run_stage
 from .objectives import Figures, Objective
 from .settings import DistillationSettings
@@ -106,8 +107,13 @@ class Teacher:
         return getattr(features, "pooler_output", features).float()
 
 
-def distill(settings: DistillationSettings) -> None:
-    """Teach, and leave in `run.output_dir` a folder that `AutoModel.from_pretrained` loads."""
+def distill(settings: DistillationSettings, evaluate: Evaluate | None = None) -> None:
+    """Teach, and leave in `run.output_dir` a folder that `AutoModel.from_pretrained` loads.
+
+    Args:
+        settings: of the run.
+        evaluate: figures of a model on held-out data, for the logs.
+    """
 
     def objective(model: KoEnClipModel) -> TaughtTexts:
         teacher = Teacher.open(settings.teacher)
@@ -119,4 +125,4 @@ def distill(settings: DistillationSettings) -> None:
             )
         return TaughtTexts(model, teacher, languages_of(settings.data), settings.teacher_language)
 
-    run_stage("distill", settings, KoEnClipModel, objective)
+    run_stage("distill", settings, KoEnClipModel, objective, evaluate=evaluate)

@@ -20,6 +20,7 @@ from ..data.pairs import PairSet, open_pairs
 from ..processing_ko_en_clip import KoEnClipProcessor
 from .accumulation import backward
 from .checkpoints import Progress, load_newest_checkpoint, save_checkpoint
+from .held_out import Evaluate, Judge
 from .logs import RunLogs, SkippedRows
 from .models import save_run, starting_model, starting_point
 from .objectives import Objective
@@ -55,7 +56,9 @@ def run_stage(
     settings: StageSettings,
     model_class: type[Model],
     objective_of: Callable[[Model], Objective],
+    *,
     finish: Callable[[Model], None] = lambda model: None,
+    evaluate: Evaluate | None = None,
 ) -> None:
     """Open the data, make the model, train, and leave the trained model in `run.output_dir`.
 
@@ -65,6 +68,7 @@ def run_stage(
         model_class: what to train.
         objective_of: what a model learns.
         finish: what is done to the trained model before it is saved.
+        evaluate: figures of a model on held-out data.
     """
     accelerator = make_accelerator(settings.run)
     check_divides(settings, accelerator.num_processes)
@@ -75,7 +79,7 @@ def run_stage(
     model = starting_model(model_class, config, settings.model)
     # Masks and dropout differ between processes as their pictures do.
     torch.manual_seed(settings.run.seed + accelerator.process_index)
-    progress = run_loop(accelerator, objective_of(model), pairs, processor, settings)
+    progress = run_loop(accelerator, objective_of(model), pairs, processor, settings, evaluate)
     finish(model)
     save_run(accelerator, model, processor, verb=verb, settings=settings, pairs=pairs, progress=progress)
     accelerator.end_training()
@@ -101,11 +105,15 @@ def run_loop(
     pairs: PairSet,
     processor: KoEnClipProcessor,
     settings: StageSettings,
+    evaluate: Evaluate | None = None,
 ) -> Progress:
     """Train to `run.num_steps` and leave a checkpoint at the end.
 
     A step whose gradient overflowed in fp16 is counted and not taken, and the schedule waits for it: warm-up and decay
     count steps that moved the weights, so the first, which look for the loss scale, do not use the warm-up up.
+
+    `evaluate` is called by the main process before the first step, every `run.eval_steps` and at the end; losses and
+    weights are those of a run without it.
 
     Raises:
         FileExistsError: the folder holds another run, and `run.resume` is not set.
@@ -138,6 +146,9 @@ def run_loop(
     )
     is_main = accelerator.is_main_process
     logs = RunLogs(folder, progress.step) if is_main else None
+    judge = Judge(evaluate, objective.model, accelerator, folder) if logs and evaluate else None
+    if logs and judge and progress.step == 0:
+        logs.write(0, judge.figures(0))
     window = Window(accelerator, progress.step)
 
     objective.train()
@@ -168,6 +179,9 @@ def run_loop(
                 figures = objective.figures(outputs, batch)
                 values = window.close(progress.step, settings.loading.global_batch_size, figures)
                 values |= {"learning_rate": rate, "skipped": progress.skipped_steps}
+                if judge and (progress.step % run.eval_steps == 0 or progress.step == run.num_steps):
+                    values |= judge.figures(progress.step)
+                    window.restart()
                 if logs:
                     logs.write(progress.step, values)
                 bar.set_postfix_str(

@@ -36,15 +36,32 @@ class RunSettings:
     """Newest checkpoints that are kept."""
     resume: bool = False
     """Go on from the newest checkpoint in output_dir."""
+    eval_suites: list[str] = field(default_factory=list)
+    """Suites of `evaluate` whose figures go into the logs, packaged or YAML files, measured on the main process before
+    the first step, every eval_steps and at the end."""
+    eval_steps: int = 1000
+    """Steps between two evaluations, a multiple of log_steps."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "gradient_accumulation_steps", "log_steps", "checkpoint_steps", "keep_checkpoints"):
+        for name in (
+            "num_steps",
+            "gradient_accumulation_steps",
+            "log_steps",
+            "checkpoint_steps",
+            "keep_checkpoints",
+            "eval_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} is {getattr(self, name)}; it must be at least 1.")
         if self.checkpoint_steps % self.log_steps:
             raise ValueError(
                 f"run.checkpoint_steps ({self.checkpoint_steps}) is not a multiple of run.log_steps "
                 f"({self.log_steps}); a run resumed between two lines of the logs would report another loss."
+            )
+        if self.eval_suites and self.eval_steps % self.log_steps:
+            raise ValueError(
+                f"run.eval_steps ({self.eval_steps}) is not a multiple of run.log_steps ({self.log_steps}); "
+                "figures of an evaluation stand on a line of the logs."
             )
 
 

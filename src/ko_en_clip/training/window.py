@@ -28,8 +28,12 @@ class Window:
         self.grad_norms: list[torch.Tensor] = []
         self.keys: list[Sequence[str]] = []
         self.seconds_waited = 0.0
-        self.step, self.started = step, time.perf_counter()
-        self.waiting_since = self.started
+        self.step = step
+        self.restart()
+
+    def restart(self) -> None:
+        """Count time from now on."""
+        self.started = self.waiting_since = time.perf_counter()
 
     def batch_came(self, keys: Sequence[str]) -> None:
         """Note the rows of the step that begins, and how long the loop waited for them."""

@@ -1,0 +1,51 @@
+"""Figures of a model while it trains: suites that `commands/train.py` hands to the training loop as a callable."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from .embeddings import Encoder
+from .metrics import Result
+from .suites import SuiteSettings, Task, load_suite, run_suite
+
+
+def held_out_suites(names: Sequence[str]) -> list[SuiteSettings]:
+    """Suites by name or path, without pixel_baseline, which says nothing of a model.
+
+    Raises:
+        FileNotFoundError: there is no such suite.
+        ValueError: two suites have one name, or one asks for nothing else.
+    """
+    suites = [load_suite(name) for name in names]
+    found = [suite.name for suite in suites]
+    if len(set(found)) < len(found):
+        raise ValueError(f"two suites have one name, and their figures would too: {', '.join(found)}.")
+    asked = []
+    for suite in suites:
+        tasks: list[Task] = [task for task in suite.tasks if task != "pixel_baseline"]
+        if not tasks:
+            raise ValueError(f"suite {suite.name} asks for pixel_baseline alone, which needs no model.")
+        asked.append(dataclasses.replace(suite, tasks=tasks))
+    return asked
+
+
+def held_out_figures(suites: Sequence[SuiteSettings], model: Any, processor: Any) -> dict[str, float]:
+    """Accuracies and recalls between 0 and 1 by SUITE/TASK/LANGUAGE, as in digits/zero_shot/ko.
+
+    A part of the data set stands before the language (digits/zero_shot/seen=True/ko), a recall names its ranks
+    (digits/text_retrieval/recall@1/ko-en is Korean queries among English texts).
+
+    Args:
+        suites: of `held_out_suites`.
+        model: on its device; it is put into eval mode.
+        processor: its own.
+    """
+    encoder = Encoder(model, processor, model.device)
+    return {_name(result): result.value for suite in suites for result in run_suite(encoder, suite).results}
+
+
+def _name(result: Result) -> str:
+    parts = ["zero_shot"] if result.task == "zero_shot_classification" else [result.task, result.metric]
+    if result.slice != "all":
+        parts.append(result.slice)
+    return "/".join([result.dataset, *parts, result.language])
