@@ -3,6 +3,7 @@
 A stage hands it a model, a function from batch to loss, and its batches; nothing here knows what is learned.
 """
 
+import dataclasses
 import logging
 import math
 import time
@@ -91,7 +92,10 @@ def run_loop(
         text_weights_to_bf16(objective.model)
     model, optimizer = accelerator.prepare(objective.model, make_optimizer(objective.model, optimization, run.seed))
     checkpoints = folder / "checkpoints"
-    progress = load_newest_checkpoint(accelerator, checkpoints, optimization) if run.resume else Progress()
+    identity = {"optimization": dataclasses.asdict(optimization)}
+    progress = Progress()
+    if run.resume:
+        progress, _ = load_newest_checkpoint(accelerator, checkpoints, identity)
     skipped = SkippedRows(folder, rank, settings.loading.max_bad_image_share * len(pairs))
     loader = make_loader(
         pairs,
@@ -142,7 +146,14 @@ def run_loop(
                 )
             if progress.step % run.checkpoint_steps == 0 or progress.step == run.num_steps:
                 # Every checkpoint falls on a line of the logs, where the loss was found to be finite.
-                save_checkpoint(accelerator, checkpoints, progress, optimization, run.keep_checkpoints)
+                save_checkpoint(
+                    accelerator,
+                    checkpoints,
+                    progress,
+                    identity=identity,
+                    loader_state={},
+                    keep=run.keep_checkpoints,
+                )
     # bfloat16 weights widen without loss; what a run leaves is in float32.
     objective.model.float()
     if len(skipped):
