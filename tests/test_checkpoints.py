@@ -557,6 +557,13 @@ def test_a_loader_state_that_would_not_load_is_refused(two_saved):
     assert loaded_step(two_saved) == 2
 
 
+def test_a_folder_that_the_processes_do_not_share_is_told(two_saved):
+    write = functools.partial(checkpoints._write_counters, two_saved / NAMES[2], Progress(step=2), "{}")
+    with pytest.raises(FileNotFoundError, match=r"\['loader_1.pt'\] .*share the folder"):
+        write(2)
+    assert write(1) == sorted(FILES)
+
+
 # Two processes.
 
 

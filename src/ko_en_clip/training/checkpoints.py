@@ -226,7 +226,6 @@ def _remove(old: Path) -> None:
     try:
         if _NAME.fullmatch(old.name):
             old = old.rename(old.with_suffix(_REMOVED))
-            _sync(old.parent)
         shutil.rmtree(old)
     except OSError as error:
         # Network file systems keep files that someone reads; what is new is safe all the same.
