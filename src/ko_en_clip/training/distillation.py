@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from ..data.pairs import languages_of
 from ..modeling_ko_en_clip import KoEnClipModel
 from .held_out import Evaluate
-from .loop import run_stage
+from .stages import run_stage
 from .objectives import Figures, Objective
 from .settings import DistillationSettings
 

@@ -1,12 +1,14 @@
 """What a run writes while it goes: TensorBoard, `metrics.jsonl`, and pictures that were passed over."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..manifests import write_text
 
+logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -65,8 +67,10 @@ class SkippedRows:
         self._allowed = allowed
         self._keys = {line["key"] for line in _json_lines(self._file)} if self._file.is_file() else set()
 
-    def __len__(self) -> int:
-        return len(self._keys)
+    def warn(self) -> None:
+        """Say at the end how many there were."""
+        if self._keys:
+            logger.warning("%d rows could not be used on this process; %s lists them", len(self._keys), self._file)
 
     def add(self, entries: list[tuple[str, str]]) -> None:
         """Note rows that were passed over.

@@ -3,26 +3,20 @@
 A stage hands it an objective and batches; nothing here knows what is learned.
 """
 
-import logging
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from torch import nn
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from ..data.loading import make_loader
-from ..data.pairs import PairSet, open_pairs
-from ..processing_ko_en_clip import KoEnClipProcessor
+from ..data.loading import BatchLoader
 from .accumulation import backward
 from .checkpoints import Progress, load_newest_checkpoint, save_checkpoint
 from .held_out import Evaluate, Judge
 from .logs import RunLogs, SkippedRows
-from .models import save_run, starting_model, starting_point
 from .objectives import Objective
 from .optimization import (
     checkpoint_activations,
@@ -32,131 +26,64 @@ from .optimization import (
     text_weights_to_bf16,
 )
 from .parts import freeze, set_training_mode
-from .settings import RunSettings, StageSettings
+from .settings import StageSettings, identity_of
+from .stopping import StopRequests
 from .window import Window
 
-logger = logging.getLogger(__name__)
-Model = TypeVar("Model", bound=PreTrainedModel)
-
-
-def make_accelerator(settings: RunSettings) -> Accelerator:
-    """Accelerate, in the precision of the run.
-
-    Raises:
-        ValueError: fp16 without a GPU.
-    """
-    if settings.precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("run.precision is fp16, which needs a GPU, and none is here; choose bf16 or no.")
-    # Without being told, Accelerate takes processes on a machine with CPUs alone for unrelated ones.
-    return Accelerator(mixed_precision=settings.precision, cpu=not torch.accelerator.is_available())
-
-
-def run_stage(
-    verb: str,
-    settings: StageSettings,
-    model_class: type[Model],
-    objective_of: Callable[[Model], Objective],
-    *,
-    finish: Callable[[Model], None] = lambda model: None,
-    evaluate: Evaluate | None = None,
-) -> None:
-    """Open the data, make the model, train, and leave the trained model in `run.output_dir`.
-
-    Args:
-        verb: name of the stage, for the manifest.
-        settings: of the stage.
-        model_class: what to train.
-        objective_of: what a model learns.
-        finish: what is done to the trained model before it is saved.
-        evaluate: figures of a model on held-out data.
-    """
-    accelerator = make_accelerator(settings.run)
-    check_divides(settings, accelerator.num_processes)
-    set_seed(settings.run.seed)
-    with accelerator.main_process_first():
-        pairs = open_pairs(settings.data)
-    config, processor = starting_point(settings.model)
-    model = starting_model(model_class, config, settings.model)
-    # Masks and dropout differ between processes as their pictures do.
-    torch.manual_seed(settings.run.seed + accelerator.process_index)
-    progress = run_loop(accelerator, objective_of(model), pairs, processor, settings, evaluate)
-    finish(model)
-    save_run(accelerator, model, processor, verb=verb, settings=settings, pairs=pairs, progress=progress)
-    accelerator.end_training()
-
-
-def check_divides(settings: StageSettings, num_processes: int) -> None:
-    """Check that a global batch divides among processes and passes.
-
-    Raises:
-        ValueError: it does not.
-    """
-    rows, passes = settings.loading.global_batch_size, settings.run.gradient_accumulation_steps
-    if rows % (num_processes * passes):
-        raise ValueError(
-            f"loading.global_batch_size ({rows}) is not a multiple of the number of processes ({num_processes}) times "
-            f"run.gradient_accumulation_steps ({passes})."
-        )
+CHECKPOINTS = "checkpoints"
 
 
 def run_loop(
     accelerator: Accelerator,
     objective: Objective,
-    pairs: PairSet,
-    processor: KoEnClipProcessor,
+    loader_from: Callable[[Any], BatchLoader],
+    num_rows: int,
     settings: StageSettings,
     evaluate: Evaluate | None = None,
 ) -> Progress:
-    """Train to `run.num_steps` and leave a checkpoint at the end.
+    """Train to `run.num_steps`, or until the run is told to stop, and leave a checkpoint there.
 
     A step whose gradient overflowed in fp16 is counted and not taken, and the schedule waits for it: warm-up and decay
     count steps that moved the weights, so the first, which look for the loss scale, do not use the warm-up up.
 
-    `evaluate` is called by the main process before the first step, every `run.eval_steps` and at the end; losses and
-    weights are those of a run without it.
+    SIGTERM to any process is heeded at the next line of the logs. Checkpoints fall on lines of the logs, too, where
+    the loss was found to be finite.
+
+    Args:
+        accelerator: precision and processes.
+        objective: what is learned.
+        loader_from: the batches from a loader's state on, or from the beginning, where the state is None.
+        num_rows: of the data.
+        settings: of the stage.
+        evaluate: figures of a model on held-out data, called by the main process before the first step, every
+            `run.eval_steps` and at the end; losses and weights are those of a run without it.
 
     Raises:
-        FileExistsError: the folder holds another run, and `run.resume` is not set.
         FloatingPointError: the loss is not finite, or no loss scale keeps the gradient finite.
+        OSError: a checkpoint could not be written; the one before is whole.
         ValueError: too many rows could not be used, or the checkpoint to go on from was made with other settings.
     """
-    run, optimization, rank = settings.run, settings.optimization, accelerator.process_index
-    folder = _claim_folder(accelerator, run)
-    if run.gradient_checkpointing:
-        checkpoint_activations(objective.model)
-    if optimization.bf16_text_weights:
-        text_weights_to_bf16(objective.model)
-    freeze(objective.model, optimization.frozen)
-    wrapped, optimizer = accelerator.prepare(objective, make_optimizer(objective.model, optimization, run.seed))
-    checkpoints = folder / "checkpoints"
-    progress = load_newest_checkpoint(accelerator, checkpoints, optimization) if run.resume else Progress()
-    skipped = SkippedRows(folder, rank, settings.loading.max_bad_image_share * len(pairs))
-    loader = make_loader(
-        pairs,
-        processor,
-        settings.loading,
-        settings.augmentation,
-        objective.crops,
-        with_text=objective.with_text,
-        num_steps=run.num_steps,
-        first_step=progress.step,
-        seed=run.seed,
-        rank=rank,
-        num_processes=accelerator.num_processes,
-    )
-    is_main = accelerator.is_main_process
-    logs = RunLogs(folder, progress.step) if is_main else None
-    judge = Judge(evaluate, objective.model, accelerator, folder) if logs and evaluate else None
-    if logs and judge and progress.step == 0:
-        logs.write(0, judge.figures(0))
-    window = Window(accelerator, progress.step)
+    run, optimization, folder = settings.run, settings.optimization, Path(settings.run.output_dir)
+    is_main, checkpoints = accelerator.is_main_process, folder / CHECKPOINTS
+    wrapped, optimizer = _prepared(accelerator, objective, settings)
+    identity, progress, state = identity_of(settings, num_rows), Progress(), None
+    if run.resume:
+        progress, state = load_newest_checkpoint(accelerator, checkpoints, identity)
+    loader = loader_from(state)
+    skipped = SkippedRows(folder, accelerator.process_index, settings.loading.max_bad_image_share * num_rows)
 
-    objective.train()
-    set_training_mode(objective.model, optimization.frozen)
-    with (
-        closing(logs) if logs else nullcontext(),
-        tqdm(total=run.num_steps, initial=progress.step, unit="step", mininterval=1.0, disable=not is_main) as bar,
-    ):
+    set_training_mode(objective, [f"model.{name}" for name in optimization.frozen])
+    with ExitStack() as stack:
+        logs = stack.enter_context(closing(RunLogs(folder, progress.step))) if is_main else None
+        judge = Judge(evaluate, objective.model, accelerator, folder) if logs and evaluate else None
+        if logs and judge and progress.step == 0:
+            logs.write(0, judge.figures(0))
+        bar = stack.enter_context(
+            tqdm(total=run.num_steps, initial=progress.step, unit="step", mininterval=1.0, disable=not is_main)
+        )
+        # Entered before the loader starts its workers, which inherit the handler.
+        stop = stack.enter_context(StopRequests(accelerator))
+        window = Window(accelerator, progress.step)
         for batch in loader:
             window.batch_came(batch["keys"])
             skipped.add(batch["skipped"])
@@ -169,41 +96,54 @@ def run_loop(
             optimizer.step()
             optimizer.zero_grad()
             objective.after_step()
-            progress.step += 1
             was_taken = not accelerator.optimizer_step_was_skipped
+            progress.step += 1
             progress.optimizer_steps += was_taken
             progress.skipped_steps += not was_taken
             window.step_done(loss, grad_norm if was_taken else None)
             bar.update()
-            if progress.step % run.log_steps == 0 or progress.step == run.num_steps:
-                figures = objective.figures(outputs, batch)
-                values = window.close(progress.step, settings.loading.global_batch_size, figures)
-                values |= {"learning_rate": rate, "skipped": progress.skipped_steps}
-                if judge and (progress.step % run.eval_steps == 0 or progress.step == run.num_steps):
-                    values |= judge.figures(progress.step)
-                    window.restart()
-                if logs:
-                    logs.write(progress.step, values)
-                bar.set_postfix_str(
-                    "loss {loss:.3f}, lr {learning_rate:.2e}, {pairs_per_second:.0f} pairs/s".format(**values)
+
+            at_end = progress.step == run.num_steps
+            if progress.step % run.log_steps and not at_end:
+                continue
+            figures = objective.figures(outputs, batch)
+            values = window.close(progress.step, settings.loading.global_batch_size, figures)
+            values |= {"learning_rate": rate, "skipped": progress.skipped_steps}
+            if judge and (progress.step % run.eval_steps == 0 or at_end):
+                values |= judge.figures(progress.step)
+            if logs:
+                logs.write(progress.step, values)
+            bar.set_postfix_str(_summary(values))
+            stopping = stop.asked_anywhere()
+            if progress.step % run.checkpoint_steps == 0 or stopping or at_end:
+                save_checkpoint(
+                    accelerator,
+                    checkpoints,
+                    progress,
+                    identity=identity,
+                    loader_state=loader.state_dict(),
+                    keep=run.keep_checkpoints,
                 )
-            if progress.step % run.checkpoint_steps == 0 or progress.step == run.num_steps:
-                # Every checkpoint falls on a line of the logs, where the loss was found to be finite.
-                save_checkpoint(accelerator, checkpoints, progress, optimization, run.keep_checkpoints)
+            if stopping:
+                break
+            window.restart()
     # bfloat16 weights widen without loss; what a run leaves is in float32.
     objective.model.float()
-    if len(skipped):
-        logger.warning("%d rows could not be used on this process; skipped.rank*.jsonl lists them", len(skipped))
+    skipped.warn()
     return progress
 
 
-def _claim_folder(accelerator: Accelerator, run: RunSettings) -> Path:
-    folder = Path(run.output_dir)
-    checkpoints = folder / "checkpoints"
-    if not run.resume and checkpoints.is_dir() and any(checkpoints.iterdir()):
-        raise FileExistsError(
-            f"{folder} holds a run already; set run.resume to go on with it, or choose another run.output_dir."
-        )
-    accelerator.wait_for_everyone()
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    return folder
+def _prepared(accelerator: Accelerator, objective: Objective, settings: StageSettings) -> tuple[nn.Module, Any]:
+    """The objective wrapped for the processes, and the optimiser of what trains."""
+    model, optimization = objective.model, settings.optimization
+    if settings.run.gradient_checkpointing:
+        checkpoint_activations(model)
+    if optimization.bf16_text_weights:
+        text_weights_to_bf16(model)
+    freeze(model, optimization.frozen)
+    wrapped, optimizer = accelerator.prepare(objective, make_optimizer(model, optimization, settings.run.seed))
+    return wrapped, optimizer
+
+
+def _summary(values: Mapping[str, float]) -> str:
+    return "loss {loss:.3f}, lr {learning_rate:.2e}, {pairs_per_second:.0f} pairs/s".format(**values)

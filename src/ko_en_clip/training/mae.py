@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..modeling_ko_en_clip_mae import KoEnClipForPreTraining
-from .loop import run_stage
+from .stages import run_stage
 from .objectives import Objective
 from .settings import StageSettings
 

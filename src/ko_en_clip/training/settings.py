@@ -166,6 +166,22 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewSettings(MultiCropSettings):
+    """How many views a picture has, and what the loss of each kind counts. The defaults give one view, as CLIP has."""
+
+    global_weight: float = 1.0
+    """Weight of the mean loss of large views. KELIP's weights are not published; these are our choice."""
+    local_weight: float = 1.0
+    """Weight of the mean loss of small views."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("global_weight", "local_weight"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"views.{name} is {getattr(self, name)}; it must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageSettings:
     """One stage of training: masked pre-training, or contrastive training."""
 
@@ -193,22 +209,6 @@ class StageSettings:
                 f"optimization.bf16_text_weights is set and run.precision is {self.run.precision!r}, in which the "
                 "text tower's weights do not fit the others; set run.precision to bf16."
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewSettings(MultiCropSettings):
-    """How many views a picture has, and what the loss of each kind counts. The defaults give one view, as CLIP has."""
-
-    global_weight: float = 1.0
-    """Weight of the mean loss of large views. KELIP's weights are not published; these are our choice."""
-    local_weight: float = 1.0
-    """Weight of the mean loss of small views."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("global_weight", "local_weight"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"views.{name} is {getattr(self, name)}; it must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,134 @@
+"""What every stage does round the loop: open the data, make the model, train, save."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import PreTrainedModel
+
+from ..configuration_ko_en_clip import KoEnClipConfig
+from ..data.loading import make_loader, open_sources
+from .held_out import Evaluate
+from .loop import CHECKPOINTS, run_loop
+from .models import save_run, starting_model, starting_point
+from .objectives import Objective
+from .settings import RunSettings, StageSettings
+
+logger = logging.getLogger(__name__)
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def make_accelerator(settings: RunSettings) -> Accelerator:
+    """Accelerate, in the precision of the run.
+
+    Raises:
+        ValueError: fp16 without a GPU, or bf16 on a GPU that has none.
+    """
+    if settings.precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("run.precision is fp16, which needs a GPU, and none is here; choose bf16 or no.")
+    if settings.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise ValueError("run.precision is bf16, which this GPU cannot compute in; choose fp16.")
+    # Without being told, Accelerate takes processes on a machine with CPUs alone for unrelated ones.
+    return Accelerator(mixed_precision=settings.precision, cpu=not torch.accelerator.is_available())
+
+
+def run_stage(
+    verb: str,
+    settings: StageSettings,
+    model_class: type[Model],
+    objective_of: Callable[[Model], Objective],
+    *,
+    finish: Callable[[Model], None] = lambda model: None,
+    evaluate: Evaluate | None = None,
+) -> None:
+    """Open the data, make the model, train, and leave the trained model in `run.output_dir`.
+
+    A run that was told to stop leaves its checkpoint and no model; `run.resume` goes on with it.
+
+    Args:
+        verb: name of the stage, for the manifest.
+        settings: of the stage.
+        model_class: what to train.
+        objective_of: what a model learns.
+        finish: what is done to the trained model before it is saved.
+        evaluate: figures of a model on held-out data.
+
+    Raises:
+        FileExistsError: the folder holds another run, and `run.resume` is not set.
+        ValueError: settings do not fit each other, the data or the number of processes.
+    """
+    accelerator = make_accelerator(settings.run)
+    _check_divides(settings, accelerator.num_processes)
+    _claim_folder(accelerator, settings.run)
+    set_seed(settings.run.seed)
+    config, processor = starting_point(settings.model)
+    _check_views(settings, config)
+    with accelerator.main_process_first():
+        sources = open_sources(settings.sources)
+    model = starting_model(model_class, config, settings.model)
+    # Masks and dropout differ between processes as their pictures do.
+    torch.manual_seed(settings.run.seed + accelerator.process_index)
+    objective = objective_of(model)
+    loader_from = partial(
+        make_loader,
+        sources,
+        processor,
+        settings.loading,
+        settings.augmentation,
+        objective.crops,
+        with_pictures=objective.with_pictures,
+        with_text=objective.with_text,
+        num_steps=settings.run.num_steps,
+        seed=settings.run.seed,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    num_rows = sum(len(source) for source in sources)
+    progress = run_loop(
+        accelerator, objective, lambda state: loader_from(state=state), num_rows, settings, evaluate
+    )
+    if progress.step < settings.run.num_steps:
+        if accelerator.is_main_process:
+            logger.warning("told to stop: saved after step %d; go on with run.resume", progress.step)
+    else:
+        finish(model)
+        save_run(
+            accelerator, model, processor, verb=verb, settings=settings, sources=sources, progress=progress
+        )
+    accelerator.end_training()
+
+
+def _check_divides(settings: StageSettings, num_processes: int) -> None:
+    """Check that a global batch divides among processes and passes."""
+    rows, passes = settings.loading.global_batch_size, settings.run.gradient_accumulation_steps
+    if rows % (num_processes * passes):
+        raise ValueError(
+            f"loading.global_batch_size ({rows}) is not a multiple of the number of processes ({num_processes}) times "
+            f"run.gradient_accumulation_steps ({passes})."
+        )
+
+
+def _check_views(settings: StageSettings, config: KoEnClipConfig) -> None:
+    """Check that a small view holds whole patches."""
+    patch_size = getattr(config.vision_config, "patch_size", None)
+    size = settings.views.local_size
+    if settings.views.num_local and isinstance(patch_size, int) and (size < patch_size or size % patch_size):
+        raise ValueError(
+            f"views.local_size is {size}, and the vision tower's patches have {patch_size} pixels; a view's side is "
+            "a multiple of that."
+        )
+
+
+def _claim_folder(accelerator: Accelerator, run: RunSettings) -> None:
+    checkpoints = Path(run.output_dir) / CHECKPOINTS
+    if not run.resume and checkpoints.is_dir() and any(checkpoints.iterdir()):
+        raise FileExistsError(
+            f"{run.output_dir} holds a run already; set run.resume to go on with it, or choose another run.output_dir."
+        )
+    accelerator.wait_for_everyone()
+    checkpoints.mkdir(parents=True, exist_ok=True)
