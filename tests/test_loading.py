@@ -13,19 +13,12 @@ from PIL import Image
 from torch.testing import assert_close
 
 from ko_en_clip import KoEnClipProcessor
-from ko_en_clip.data.augmentation import AugmentationSettings
-from ko_en_clip.data.loading import (
-    Collator,
-    Example,
-    LoadingSettings,
-    StepSampler,
-    Ticket,
-    TrainingPairs,
-    generator_for,
-    group_number,
-    make_loader,
-    normalized,
-)
+from ko_en_clip.data.augmentation import AugmentationSettings, MultiCropSettings, Views
+from ko_en_clip.data.collation import Collator, normalized
+from ko_en_clip.data.examples import Caption, Example, ExampleMaker, generator_for, group_number
+from ko_en_clip.data.feeds import TrainingPairs
+from ko_en_clip.data.loading import BatchLoader, LoadingSettings, make_loader
+from ko_en_clip.data.mixing import BatchPlan, RowOrder, Ticket, source_quotas
 from ko_en_clip.data.pairs import DataSettings, PairSet
 
 BOTH = {"ko": "ko", "en": "en"}
@@ -58,8 +51,13 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def steps(num_processes: int = 1, rank: int = 0, first_step: int = 0, **changed: int) -> list[list[Ticket]]:
-    settings = {"num_rows": 20, "global_batch_size": 6, "num_steps": 11, "seed": 7, **changed}
-    return list(StepSampler(**settings, first_step=first_step, rank=rank, num_processes=num_processes))
+    """This process's rows of the steps of a run on one source."""
+    run = {"num_rows": 20, "global_batch_size": 6, "num_steps": 11, "seed": 7, **changed}
+    quotas = source_quotas([None], [run["num_rows"]], run["global_batch_size"])
+    plan = BatchPlan(quotas, num_processes, run["seed"])
+    order = RowOrder(num_rows=run["num_rows"], quota=quotas[0], seed=run["seed"])
+    numbers = range(first_step, run["num_steps"])
+    return [order.tickets(step)[part] for step in numbers for part in plan.parts(step, rank)]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
@@ -99,10 +97,6 @@ def test_epochs_and_seeds_differ() -> None:
 def test_resumed_run_reads_the_rest(first_step: int, num_processes: int) -> None:
     for rank in range(num_processes):
         assert steps(num_processes, rank, first_step) == steps(num_processes, rank)[first_step:]
-    sampler = StepSampler(
-        num_rows=20, global_batch_size=6, num_steps=11, first_step=first_step, seed=7, rank=0, num_processes=1
-    )
-    assert len(sampler) == len(list(sampler)) == 11 - first_step
 
 
 def test_whole_set_may_be_one_batch() -> None:
@@ -155,32 +149,40 @@ def test_generator_depends_on_all_its_numbers() -> None:
 # Loader
 
 
-def batches(
-    processor: KoEnClipProcessor, pairs: PairSet | None = None, *, with_text: bool = True, **changed: Any
-) -> list[dict[str, Any]]:
+def loader_of(
+    processor: KoEnClipProcessor, pairs: PairSet | list[Any] | None = None, *, with_text: bool = True, **changed: Any
+) -> BatchLoader:
     """Batches of four from eleven rows, over three epochs."""
-    loading = {"global_batch_size": 4, "num_workers": 0, "every_language": False}
-    run = {"num_steps": 6, "first_step": 0, "seed": 3, "rank": 0, "num_processes": 1}
-    augmentation = changed.pop("augmentation", CROPS)
+    loading = {"global_batch_size": 4, "num_workers": 0, "every_language": False, "language_shares": {}}
+    run = {"num_steps": 6, "state": None, "seed": 3, "rank": 0, "num_processes": 1, "with_pictures": True}
+    augmentation, crops = changed.pop("augmentation", CROPS), changed.pop("crops", MultiCropSettings())
     loading |= {name: changed.pop(name) for name in list(changed) if name in loading}
-    loader = make_loader(
-        pairs or pairs_of(11),
-        processor,
-        LoadingSettings(**loading),
-        augmentation,
-        with_text=with_text,
-        **(run | changed),
-    )
-    return list(loader)
+    sources = pairs if isinstance(pairs, list) else [pairs or pairs_of(11)]
+    settings = LoadingSettings(**loading)
+    return make_loader(sources, processor, settings, augmentation, crops, with_text=with_text, **(run | changed))
+
+
+def batches(*args: Any, **changed: Any) -> list[dict[str, Any]]:
+    return list(loader_of(*args, **changed))
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    """A state as a checkpoint keeps it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
 
 
 def assert_same_batches(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
     assert len(one) == len(other) > 0
     for left, right in zip(one, other, strict=True):
         assert left.keys() == right.keys()
-        assert left["skipped"] == right["skipped"]
-        for name in left.keys() - {"skipped"}:
-            assert_close(left[name], right[name], rtol=0, atol=0)
+        for name in left:
+            if isinstance(left[name], torch.Tensor):
+                assert_close(left[name], right[name], rtol=0, atol=0)
+            else:
+                assert left[name] == right[name]
 
 
 @pytest.mark.parametrize("augmentation", [CROPS, EVERYTHING])
@@ -192,11 +194,40 @@ def test_workers_change_no_batch(augmentation: AugmentationSettings, tiny_proces
     assert not torch.equal(other[0]["pixel_values"], alone[0]["pixel_values"])
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("augmentation", [CROPS, EVERYTHING])
-def test_resumed_loader_gives_the_rest(augmentation: AugmentationSettings, tiny_processor: KoEnClipProcessor) -> None:
-    whole = batches(tiny_processor, augmentation=augmentation)
-    assert_same_batches(batches(tiny_processor, augmentation=augmentation, first_step=3), whole[3:])
-    assert not torch.equal(whole[0]["pixel_values"], whole[3]["pixel_values"])
+def test_resumed_loader_gives_the_rest(
+    augmentation: AugmentationSettings, num_workers: int, tiny_processor: KoEnClipProcessor
+) -> None:
+    changed = {"augmentation": augmentation, "num_workers": num_workers}
+    loader = loader_of(tiny_processor, **changed)
+    before = [next(loader) for _ in range(3)]
+    state = through_a_file(loader.state_dict())
+    rest = list(loader)
+    assert_same_batches(batches(tiny_processor, state=state, **changed), rest)
+    assert_same_batches([*before, *rest], batches(tiny_processor, augmentation=augmentation))
+    assert not torch.equal(before[0]["pixel_values"], rest[0]["pixel_values"])
+    # Another number of workers or processes changes no row that is to come.
+    assert_same_batches(batches(tiny_processor, state=state, augmentation=augmentation, num_workers=1), rest)
+    halves = [batches(tiny_processor, state=state, rank=rank, num_processes=2, **changed) for rank in (0, 1)]
+    assert [one["keys"] + other["keys"] for one, other in zip(*halves, strict=True)] == [one["keys"] for one in rest]
+    # A run that has come to its end can be made longer.
+    ended = loader.state_dict()
+    assert batches(tiny_processor, state=ended, **changed) == []
+    longer = batches(tiny_processor, state=ended, num_steps=8, **changed)
+    assert_same_batches(longer, batches(tiny_processor, num_steps=8, augmentation=augmentation)[6:])
+
+
+@pytest.mark.parametrize(("changed", "named"), [({"seed": 4}, "seed: 3, now 4"), ({"global_batch_size": 6}, "4.*6")])
+def test_state_of_another_run_is_refused(
+    changed: dict[str, Any], named: str, tiny_processor: KoEnClipProcessor
+) -> None:
+    state = loader_of(tiny_processor).state_dict()
+    assert len(batches(tiny_processor, state=state)) == 6
+    with pytest.raises(ValueError, match=f"read its data otherwise.*{named}"):
+        loader_of(tiny_processor, state=state, **changed)
+    with pytest.raises(ValueError, match=r"rows: \[11\], now \[12\]"):
+        loader_of(tiny_processor, pairs_of(12), state=state)
 
 
 @pytest.mark.parametrize("with_text", [True, False])
@@ -220,7 +251,8 @@ def test_global_random_state_stays_untouched(num_workers: int, tiny_processor: K
 def test_batch_is_what_the_processor_makes(tiny_processor: KoEnClipProcessor) -> None:
     pairs = pairs_of(4, captions={"en": "en"})
     [batch] = batches(tiny_processor, pairs, augmentation=PLAIN, num_steps=1)
-    assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "text_lengths", "groups", "skipped"}
+    texts = {"input_ids", "attention_mask", "text_lengths", "groups", "languages"}
+    assert set(batch) == {"pixel_values", "keys", "skipped"} | texts
     [tickets] = steps(num_rows=4, global_batch_size=4, num_steps=1, seed=3)
     rows = [ticket.row for ticket in tickets]
     expected = tiny_processor(
@@ -235,7 +267,7 @@ def test_batch_is_what_the_processor_makes(tiny_processor: KoEnClipProcessor) ->
 
 def test_batch_without_text_has_pixels_only(tiny_processor: KoEnClipProcessor) -> None:
     [batch, *_] = batches(tiny_processor, pairs_of(11, captions={}), with_text=False)
-    assert set(batch) == {"pixel_values", "skipped"}
+    assert set(batch) == {"pixel_values", "keys", "skipped"}
     with pytest.raises(ValueError, match="'captions' is empty"):
         batches(tiny_processor, pairs_of(11, captions={}), with_text=True)
 
@@ -246,7 +278,19 @@ def test_batch_without_text_has_pixels_only(tiny_processor: KoEnClipProcessor) -
 def training_pairs(
     pairs: PairSet, processor: KoEnClipProcessor, augmentation: AugmentationSettings = PLAIN, **changed: Any
 ) -> TrainingPairs:
-    return TrainingPairs(pairs, processor.image_processor, augmentation, **{"with_text": True, "seed": 0, **changed})
+    fields = {"with_pictures": True, "with_text": True, "every_language": False, "by_shares": False, "seed": 0}
+    make = ExampleMaker(
+        languages=pairs.languages(),
+        image_size=processor.image_processor.crop_size["height"],
+        augmentation=augmentation,
+        crops=MultiCropSettings(),
+        **(fields | changed),
+    )
+    return TrainingPairs(pairs, make)
+
+
+def captions_of(example: Example) -> list[str]:
+    return [caption.text for caption in example.captions]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -275,7 +319,7 @@ def test_next_row_that_serves_stands_in(tiny_processor: KoEnClipProcessor) -> No
     # After the last row comes the first.
     assert [key for key, _ in stand_in.skipped] == ["row 3", "row 0"]
     assert own.skipped == []
-    assert torch.equal(stand_in.pixels, own.pixels)
+    assert torch.equal(stand_in.views.global_views, own.views.global_views)
     assert (stand_in.captions, stand_in.group) == (own.captions, own.group)
 
 
@@ -283,7 +327,7 @@ def test_row_without_caption_is_replaced_only_where_captions_are_wanted(tiny_pro
     pairs = pairs_of(3, ko=["하나", None, "셋"], en=["one", " ", "three"])
     example = training_pairs(pairs, tiny_processor)[Ticket(0, 1)]
     assert example.skipped == [("row 1", "no caption in any language")]
-    assert example.captions[0] in ("셋", "three")
+    assert example.captions[0] in (("ko", "셋"), ("en", "three"))
     assert training_pairs(pairs, tiny_processor, with_text=False)[Ticket(0, 1)].skipped == []
 
 
@@ -298,7 +342,7 @@ def test_set_without_a_good_row_stops(tiny_processor: KoEnClipProcessor) -> None
 def test_language_is_drawn_first_then_one_of_its_captions(tiny_processor: KoEnClipProcessor) -> None:
     phrasings = [f"phrase {number}" for number in range(7)]
     examples = training_pairs(pairs_of(1, ko=["한국어"], en=[phrasings]), tiny_processor)
-    drawn = [examples[Ticket(epoch, 0)].captions for epoch in range(400)]
+    drawn = [captions_of(examples[Ticket(epoch, 0)]) for epoch in range(400)]
     assert {len(captions) for captions in drawn} == {1}
     counted = Counter(captions[0] for captions in drawn)
     # Half of 400 draws, and a seventh of the other half: five standard deviations, 10 and 5.2.
@@ -306,21 +350,21 @@ def test_language_is_drawn_first_then_one_of_its_captions(tiny_processor: KoEnCl
     for phrase in phrasings:
         assert abs(counted[phrase] - 200 / 7) < 26
     assert set(counted) == {"한국어", *phrasings}
-    assert drawn == [examples[Ticket(epoch, 0)].captions for epoch in range(400)]
+    assert drawn == [captions_of(examples[Ticket(epoch, 0)]) for epoch in range(400)]
 
 
 def test_language_without_caption_is_never_drawn(tiny_processor: KoEnClipProcessor) -> None:
     examples = training_pairs(pairs_of(1, ko=[["하나", "둘"]], en=[""]), tiny_processor)
-    assert {examples[Ticket(epoch, 0)].captions[0] for epoch in range(40)} == {"하나", "둘"}
+    assert {captions_of(examples[Ticket(epoch, 0)])[0] for epoch in range(40)} == {"하나", "둘"}
 
 
 def test_every_language_gives_a_caption_in_each(tiny_processor: KoEnClipProcessor) -> None:
     pairs = pairs_of(2, ko=[["하나", "둘"], None], en=["one", "two"])
     examples = training_pairs(pairs, tiny_processor, every_language=True)
-    drawn = {tuple(examples[Ticket(epoch, 0)].captions) for epoch in range(40)}
+    drawn = {tuple(captions_of(examples[Ticket(epoch, 0)])) for epoch in range(40)}
     assert drawn == {("하나", "one"), ("둘", "one")}
     # A language that is wanting is replaced.
-    assert {tuple(examples[Ticket(epoch, 1)].captions) for epoch in range(5)} == {("two", "two")}
+    assert {tuple(captions_of(examples[Ticket(epoch, 1)])) for epoch in range(5)} == {("two", "two")}
 
 
 def test_captions_follow_each_other_by_language(tiny_processor: KoEnClipProcessor) -> None:
@@ -339,9 +383,14 @@ def test_captions_follow_each_other_by_language(tiny_processor: KoEnClipProcesso
 # Groups
 
 
+def groups_of(pairs: PairSet, processor: KoEnClipProcessor, tickets: list[Ticket]) -> list[int]:
+    rows = training_pairs(pairs, processor)
+    return Collator(processor, PLAIN)([rows[ticket] for ticket in tickets])["groups"].tolist()
+
+
 def test_groups_are_equal_where_values_are(tiny_processor: KoEnClipProcessor) -> None:
     pairs = pairs_of(4, group="base", base=["dog", "cat", "dog", "cow"])
-    groups = [training_pairs(pairs, tiny_processor)[Ticket(epoch, row)].group for epoch in (0, 1) for row in range(4)]
+    groups = groups_of(pairs, tiny_processor, [Ticket(epoch, row) for epoch in (0, 1) for row in range(4)])
     assert groups[0] == groups[2] == groups[4] == groups[6]
     assert len(set(groups)) == 3
     assert groups[0] == group_number("dog")
@@ -349,13 +398,13 @@ def test_groups_are_equal_where_values_are(tiny_processor: KoEnClipProcessor) ->
 
 def test_without_group_column_equal_captions_are_equal_groups(tiny_processor: KoEnClipProcessor) -> None:
     pairs = pairs_of(3, captions={"en": "en"}, en=["a dog", "a cat", "a dog"])
-    groups = [training_pairs(pairs, tiny_processor)[Ticket(0, row)].group for row in range(3)]
+    groups = groups_of(pairs, tiny_processor, [Ticket(0, row) for row in range(3)])
     assert groups[0] == groups[2] != groups[1]
 
 
 def test_rows_with_an_empty_group_are_not_of_one_group(tiny_processor: KoEnClipProcessor) -> None:
     pairs = pairs_of(3, group="base", base=["dog", None, None])
-    groups = [training_pairs(pairs, tiny_processor)[Ticket(0, row)].group for row in range(3)]
+    groups = groups_of(pairs, tiny_processor, [Ticket(0, row) for row in range(3)])
     assert len(set(groups)) == 3
 
 
@@ -394,7 +443,7 @@ def test_normalised_views_are_what_the_image_processor_gives(tiny_processor: KoE
 
 def test_collator_draws_from_the_first_example(tiny_processor: KoEnClipProcessor) -> None:
     examples = [training_pairs(pairs_of(3), tiny_processor)[Ticket(0, row)] for row in range(3)]
-    collate = Collator(tiny_processor, EVERYTHING, with_text=True)
+    collate = Collator(tiny_processor, EVERYTHING)
     one, same = collate(examples), collate(examples)
     assert_close(one["pixel_values"], same["pixel_values"], rtol=0, atol=0)
     redrawn = collate([examples[0]._replace(draw=examples[0].draw + 1), *examples[1:]])
@@ -403,9 +452,9 @@ def test_collator_draws_from_the_first_example(tiny_processor: KoEnClipProcessor
 
 def test_batch_says_how_many_tokens_each_text_has(tiny_processor):
     texts = ["a dog", "눈 덮인 산과 호수", "고양이"]
-    example = {"pixels": torch.zeros(4, 32, 32, dtype=torch.uint8), "group": 1, "draw": 1, "skipped": ()}
-    collate = Collator(tiny_processor, EVERYTHING, with_text=True)
-    batch = collate([Example(captions=[text], **example) for text in texts])
+    example = {"views": None, "group": "one", "key": "row", "draw": 1, "skipped": []}
+    collate = Collator(tiny_processor, EVERYTHING)
+    batch = collate([Example(captions=[Caption("ko", text)], **example) for text in texts])
     expected = [len(tiny_processor.tokenizer(text)["input_ids"]) for text in texts]
     assert batch["text_lengths"] == expected
     assert len(set(expected)) > 1
@@ -415,14 +464,16 @@ def test_batch_says_how_many_tokens_each_text_has(tiny_processor):
 def test_a_caption_that_spells_out_eos_goes_on(tiny_processor, tiny_model):
     """A caption is data: what the processor takes for text at evaluation is text in training, too."""
     eos = tiny_processor.tokenizer.eos_token
-    example = {"pixels": torch.zeros(4, 32, 32, dtype=torch.uint8), "draw": 1, "skipped": ()}
+    views = Views(torch.zeros(1, 4, 32, 32, dtype=torch.uint8), torch.zeros(0, 4, 16, 16, dtype=torch.uint8))
+    example = {"views": views, "key": "row", "draw": 1, "skipped": []}
     captions = [f"a cat {eos} a dog", "a cat"]
-    collate = Collator(tiny_processor, EVERYTHING, with_text=True)
-    batch = collate([Example(captions=[text], group=row, **example) for row, text in enumerate(captions)])
+    collate = Collator(tiny_processor, EVERYTHING)
+    batch = collate([Example(captions=[Caption("en", text)], group=text, **example) for text in captions])
     one = len(tiny_processor.tokenizer("a cat")["input_ids"])
     assert batch["text_lengths"] == [len(tiny_processor(text=captions[:1])["input_ids"][0]), one]
     assert batch["text_lengths"][0] > one
     # The twin: the tokenizer by itself ends it there.
     assert tiny_processor.tokenizer(captions[0])["input_ids"].index(tiny_processor.tokenizer.eos_token_id) + 1 == one
-    del batch["skipped"]
+    for name in ("skipped", "keys", "languages"):
+        del batch[name]
     tiny_model(**batch, return_loss=True)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from ..data.augmentation import AugmentationSettings
 from ..data.loading import LoadingSettings
+from ..data.mixing import check_source_shares
 from ..data.pairs import DataSettings
 
 
@@ -122,8 +123,8 @@ class ModelSettings:
 class StageSettings:
     """One stage of training: masked pre-training, or contrastive training."""
 
-    data: DataSettings
-    """The pictures and captions."""
+    data: DataSettings | list[DataSettings]
+    """The pictures and captions; a list for several sources, of which every batch has its share."""
     model: ModelSettings
     """What to start from."""
     loading: LoadingSettings
@@ -136,6 +137,9 @@ class StageSettings:
     """Random views."""
 
     def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("data is an empty list; name at least one source.")
+        check_source_shares([source.share for source in self.sources])
         if self.optimization.warmup_steps > self.run.num_steps:
             raise ValueError(
                 f"optimization.warmup_steps ({self.optimization.warmup_steps}) is longer than run.num_steps "
@@ -146,3 +150,8 @@ class StageSettings:
                 f"optimization.bf16_text_weights is set and run.precision is {self.run.precision!r}, in which the "
                 "text tower's weights do not fit the others; set run.precision to bf16."
             )
+
+    @property
+    def sources(self) -> list[DataSettings]:
+        """The sources of the data, one or several."""
+        return self.data if isinstance(self.data, list) else [self.data]
