@@ -1,6 +1,8 @@
 """Batches: which rows a step has, on how many processes and workers, and what a row becomes."""
 
 import io
+import itertools
+import random
 from collections import Counter
 from typing import Any
 
@@ -11,14 +13,15 @@ import torch
 from augmentations import CROPS, EVERYTHING, PLAIN
 from PIL import Image
 from torch.testing import assert_close
+from training_batches import assert_same_batches, through_a_file
 
 from ko_en_clip import KoEnClipProcessor
-from ko_en_clip.data.augmentation import AugmentationSettings, MultiCropSettings, Views
+from ko_en_clip.data.augmentation import AugmentationSettings, MultiCropSettings, Views, random_views
 from ko_en_clip.data.collation import Collator, normalized
 from ko_en_clip.data.examples import Caption, Example, ExampleMaker, generator_for, group_number
 from ko_en_clip.data.feeds import TrainingPairs
 from ko_en_clip.data.loading import BatchLoader, LoadingSettings, make_loader
-from ko_en_clip.data.mixing import BatchPlan, RowOrder, Ticket, source_quotas
+from ko_en_clip.data.mixing import BatchPlan, RowOrder, Ticket, assign_languages, source_quotas
 from ko_en_clip.data.pairs import DataSettings, PairSet
 
 BOTH = {"ko": "ko", "en": "en"}
@@ -32,14 +35,22 @@ def png(number: int, size: tuple[int, int] = (40, 40)) -> bytes:
     return buffer.getvalue()
 
 
-def pairs_of(num: int, group: str | None = None, captions: dict[str, str] | None = None, **cells: Any) -> PairSet:
+def pairs_of(
+    num: int,
+    group: str | None = None,
+    captions: dict[str, str] | None = None,
+    share: float | None = None,
+    image_column: str | None = "image",
+    **cells: Any,
+) -> PairSet:
     rows = {
         "image": [png(number) for number in range(num)],
         "ko": [f"그림 {number}" for number in range(num)],
         "en": [f"picture {number}" for number in range(num)],
         **cells,
     }
-    settings = DataSettings(path="memory", captions=BOTH if captions is None else captions, group=group)
+    captions = BOTH if captions is None else captions
+    settings = DataSettings(path="memory", captions=captions, group=group, share=share, image=image_column)
     return PairSet(datasets.Dataset.from_dict(rows), settings)
 
 
@@ -127,6 +138,21 @@ def test_batch_that_does_not_fit_is_refused(changed: dict[str, int], named: str)
             {"global_batch_size": 2, "max_bad_image_share": 1.1},
             "max_bad_image_share is 1.1",
         ),
+        (
+            {"global_batch_size": 2, "shuffle_block": 1},
+            {"global_batch_size": 2, "shuffle_block": 0},
+            "shuffle_block is 0",
+        ),
+        (
+            {"global_batch_size": 2, "language_shares": {"ko": 0.5, "en": 0.5}},
+            {"global_batch_size": 2, "language_shares": {"ko": 0.5, "en": 0.4}},
+            r"language_shares: the shares are \[0.5, 0.4\]; they must add up to 1",
+        ),
+        (
+            {"global_batch_size": 2, "language_shares": {"ko": 1.0}},
+            {"global_batch_size": 2, "language_shares": {"ko": 1.0}, "every_language": True},
+            "every_language is set and language_shares is not empty",
+        ),
     ],
 )
 def test_bad_loading_settings_are_refused(good: dict[str, Any], bad: dict[str, Any], named: str) -> None:
@@ -144,6 +170,169 @@ def test_generator_depends_on_all_its_numbers() -> None:
     before = torch.get_rng_state()
     assert first(1, 2, 3) == first(1, 2, 3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# Sources
+
+
+@pytest.mark.parametrize(
+    ("shares", "rows", "batch", "expected"),
+    [
+        ([None], [100], 6, [6]),
+        ([0.5, 0.5], [100, 900], 6, [3, 3]),
+        ([None, None], [100, 900], 10, [1, 9]),
+        # 2.4, 1.8 and 1.8: the largest remainders take the two that are left.
+        ([0.4, 0.3, 0.3], [50, 50, 50], 6, [2, 2, 2]),
+        # 3.5 and 3.5: the first of equals.
+        ([0.5, 0.5], [50, 50], 7, [4, 3]),
+        # 3.333 and 6.667, written short.
+        ([0.333, 0.667], [50, 50], 10, [3, 7]),
+    ],
+)
+def test_quotas_are_the_shares(shares: list[Any], rows: list[int], batch: int, expected: list[int]) -> None:
+    assert source_quotas(shares, rows, batch) == expected
+
+
+@pytest.mark.parametrize(
+    ("shares", "rows", "named"),
+    [
+        ([0.5, None], [50, 50], "give every source a share, or none"),
+        ([0.5, 0.4], [50, 50], r"data: the shares are \[0.5, 0.4\]; they must add up to 1"),
+        ([0.95, 0.05], [50, 50], r"data\[1\] has a share of 0.4 rows in a global batch of 8.*raise its share"),
+        ([0.5, 0.5], [50, 3], r"data\[1\] has 3 rows, fewer than the 4 of every global batch"),
+    ],
+)
+def test_shares_that_do_not_fit_are_refused(shares: list[Any], rows: list[int], named: str) -> None:
+    assert source_quotas([0.5, 0.5], [50, 50], 8) == [4, 4]
+    with pytest.raises(ValueError, match=named):
+        source_quotas(shares, rows, 8)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 5])
+def test_processes_divide_quotas_evenly(num_processes: int) -> None:
+    quotas = [7, 4, 19]
+    plan = BatchPlan(quotas, num_processes, seed=0)
+    totals = np.zeros((num_processes, 3))
+    for step in range(600):
+        parts = [plan.parts(step, rank) for rank in range(num_processes)]
+        sizes = np.array([[part.stop - part.start for part in of_rank] for of_rank in parts])
+        assert (sizes.sum(1) == 30 // num_processes).all()
+        assert (sizes.sum(0) == quotas).all()
+        assert (sizes.max(0) - sizes.min(0) <= 1).all()
+        for source in range(3):
+            rows = [row for of_rank in parts for row in range(quotas[source])[of_rank[source]]]
+            assert rows == list(range(quotas[source]))
+        totals += sizes
+    # What is odd is a draw in each of 600 steps: five standard deviations of 12.
+    assert np.abs(totals - 600 * np.array(quotas) / num_processes).max() < 62
+
+
+def korean_and_english(shares: tuple[float | None, float | None] = (None, None)) -> list[PairSet]:
+    return [
+        pairs_of(12, captions={"ko": "ko"}, share=shares[0]),
+        pairs_of(24, captions={"en": "en"}, share=shares[1], en=[f"word {number}" for number in range(24)]),
+    ]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_every_batch_has_its_share_of_each_source(num_processes: int, tiny_processor: KoEnClipProcessor) -> None:
+    run = {"global_batch_size": 6, "num_steps": 24, "num_processes": num_processes, "with_pictures": False}
+    for shares, in_korean in (((None, None), 2), ((0.5, 0.5), 3)):
+        sources = korean_and_english(shares)
+        ranks = [batches(tiny_processor, sources, rank=rank, **run) for rank in range(num_processes)]
+        keys: dict[str, list[str]] = {"data[0]": [], "data[1]": []}
+        for parts in zip(*ranks, strict=True):
+            assert {len(batch["keys"]) for batch in parts} == {6 // num_processes}
+            languages = [language for batch in parts for language in batch["languages"]]
+            assert Counter(languages) == {"ko": in_korean, "en": 6 - in_korean}
+            for key in (key for batch in parts for key in batch["keys"]):
+                keys[key.split()[0]].append(key)
+        # Each source has epochs of its own.
+        for name, rows in (("data[0]", 12), ("data[1]", 24)):
+            for start in range(0, len(keys[name]) - rows + 1, rows):
+                assert len(set(keys[name][start : start + rows])) == rows
+
+
+def test_sources_are_drawn_for_apart(tiny_processor: KoEnClipProcessor) -> None:
+    """Two sources with the same rows are not in step."""
+    sources = [pairs_of(12, share=0.5), pairs_of(12, share=0.5)]
+    found = batches(tiny_processor, sources, num_steps=6, with_pictures=False)
+    rows = [
+        [key.split(" ", 1)[1] for batch in found for key in batch["keys"] if name in key] for name in ("[0]", "[1]")
+    ]
+    assert sorted(rows[0]) == sorted(rows[1])
+    assert rows[0] != rows[1]
+
+
+# Languages
+
+
+def counted(shares: dict[str, float], available: list[Any], seed: int = 0) -> Counter[str]:
+    chosen = assign_languages(available, shares, generator(seed))
+    assert all(language in of_row for language, of_row in zip(chosen, available, strict=True))
+    return Counter(chosen)
+
+
+@pytest.mark.parametrize(
+    ("shares", "available", "expected"),
+    [
+        ({"ko": 0.5, "en": 0.5}, [("ko", "en")] * 8, {"ko": 4, "en": 4}),
+        ({"ko": 0.25, "en": 0.75}, [("ko", "en")] * 8, {"ko": 2, "en": 6}),
+        ({"ko": 0.5, "en": 0.5}, [("ko",)] * 3 + [("ko", "en")] * 5, {"ko": 4, "en": 4}),
+        # More than its share has one language alone.
+        ({"ko": 0.5, "en": 0.5}, [("ko",)] * 6 + [("ko", "en")] * 2, {"ko": 6, "en": 2}),
+        ({"ko": 1.0, "en": 0.0}, [("ko", "en")] * 7 + [("en",)], {"ko": 7, "en": 1}),
+        # Only a chain of changes gives each of three languages its two rows.
+        ({"ko": 1 / 3, "en": 1 / 3, "ja": 1 / 3}, [("ko", "en")] * 2 + [("en", "ja")] * 2 + [("ko", "ja")] * 2,
+         {"ko": 2, "en": 2, "ja": 2}),
+        ({"ko": 0.5, "en": 0.25, "ja": 0.25}, [("ko", "en")] * 3 + [("en", "ja")], {"ko": 2, "en": 1, "ja": 1}),
+    ],
+)  # fmt: skip
+def test_language_shares_are_met(shares: dict[str, float], available: list[Any], expected: dict[str, int]) -> None:
+    for seed in range(20):
+        assert counted(shares, available, seed) == expected
+
+
+def test_language_shares_are_as_near_as_any_assignment() -> None:
+    """Against all assignments of small batches, drawn with every pattern of languages."""
+    shares = {"ko": 0.5, "en": 0.25, "ja": 0.25}
+    patterns = [("ko",), ("en",), ("ja",), ("ko", "en"), ("en", "ja"), ("ko", "ja"), ("ko", "en", "ja")]
+    rng = random.Random(0)
+
+    def distance(found: Counter[str]) -> float:
+        return sum(abs(found[language] - 4 * share) for language, share in shares.items())
+
+    for seed in range(200):
+        available = [rng.choice(patterns) for _ in range(4)]
+        best = min(distance(Counter(chosen)) for chosen in itertools.product(*available))
+        assert distance(counted(shares, available, seed)) == best
+
+
+def test_rows_and_odd_numbers_are_drawn_for_languages() -> None:
+    both = [("ko", "en")] * 5
+    drawn = [assign_languages(both, {"ko": 0.5, "en": 0.5}, generator(seed)) for seed in range(400)]
+    assert {Counter(languages)["ko"] for languages in drawn} == {2, 3}
+    # 1000 of 2000; three or two of five, drawn 400 times: five standard deviations of 10.
+    assert abs(sum(Counter(languages)["ko"] for languages in drawn) - 1000) < 50
+    for row in range(5):
+        # A draw of 400: five standard deviations of 10.
+        assert abs(sum(languages[row] == "ko" for languages in drawn) - 200) < 50
+
+
+def test_batches_have_their_share_of_languages(tiny_processor: KoEnClipProcessor) -> None:
+    pairs = pairs_of(12, en=[None, " ", *[f"picture {number}" for number in range(10)]])
+    found = batches(tiny_processor, pairs, language_shares={"ko": 0.5, "en": 0.5})
+    assert [Counter(batch["languages"]) for batch in found] == [{"ko": 2, "en": 2}] * 6
+    for batch in found:
+        texts = texts_of_batch(batch, tiny_processor)
+        assert [("picture" in text) for text in texts] == [language == "en" for language in batch["languages"]]
+        assert batch["groups"].tolist() == [group_number(text) for text in texts]
+    # The twin: without shares languages are drawn one by one.
+    assert len({Counter(batch["languages"])["ko"] for batch in batches(tiny_processor, pairs, num_steps=12)}) > 1
+    with pytest.raises(
+        ValueError, match=r"language_shares has the languages \['ko'\], and the captions \['en', 'ko'\]"
+    ):
+        batches(tiny_processor, pairs, language_shares={"ko": 1.0})
 
 
 # Loader
@@ -166,23 +355,8 @@ def batches(*args: Any, **changed: Any) -> list[dict[str, Any]]:
     return list(loader_of(*args, **changed))
 
 
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    """A state as a checkpoint keeps it."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
-def assert_same_batches(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
-    assert len(one) == len(other) > 0
-    for left, right in zip(one, other, strict=True):
-        assert left.keys() == right.keys()
-        for name in left:
-            if isinstance(left[name], torch.Tensor):
-                assert_close(left[name], right[name], rtol=0, atol=0)
-            else:
-                assert left[name] == right[name]
+def texts_of_batch(batch: dict[str, Any], processor: KoEnClipProcessor) -> list[str]:
+    return [text.strip() for text in processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)]
 
 
 @pytest.mark.parametrize("augmentation", [CROPS, EVERYTHING])
@@ -270,6 +444,72 @@ def test_batch_without_text_has_pixels_only(tiny_processor: KoEnClipProcessor) -
     assert set(batch) == {"pixel_values", "keys", "skipped"}
     with pytest.raises(ValueError, match="'captions' is empty"):
         batches(tiny_processor, pairs_of(11, captions={}), with_text=True)
+
+
+def test_views_follow_each_other_by_number(tiny_processor: KoEnClipProcessor) -> None:
+    crops = MultiCropSettings(num_global=2, num_local=3, local_size=16, local_crop_scale=(0.05, 0.3))
+    plain = AugmentationSettings(crop_scale=(0.5, 1.0), crop_ratio=(0.75, 1.3333), flip=0.5)
+    pairs = pairs_of(11)
+    [batch] = batches(tiny_processor, pairs, augmentation=plain, crops=crops, num_steps=1)
+    assert batch["pixel_values"].shape == (2 * 4, 3, 32, 32)
+    assert batch["local_pixel_values"].shape == (3 * 4, 3, 16, 16)
+    assert len(batch["input_ids"]) == len(batch["keys"]) == 4
+    rows = [int(key.split()[1]) for key in batch["keys"]]
+    generators = [generator_for(3, 0, row) for row in rows]
+    for row, own in zip(rows, generators, strict=True):
+        assert len(pairs.captions(row)) == 2
+        # The language, of two; its caption, of one.
+        torch.randint(2, (), generator=own), torch.randint(1, (), generator=own)
+    views = [
+        random_views(pairs.picture(row), 32, plain, crops, own) for row, own in zip(rows, generators, strict=True)
+    ]
+    large = [view.global_views[number] for number in range(2) for view in views]
+    small = [view.local_views[number] for number in range(3) for view in views]
+    for name, expected in (("pixel_values", large), ("local_pixel_values", small)):
+        wanted = normalized(torch.stack(expected), tiny_processor.image_processor)
+        assert_close(batch[name], wanted, rtol=0, atol=0)
+        assert not torch.equal(batch[name].roll(1, 0), wanted)
+    # The first views are those of a batch that has no others.
+    [alone] = batches(tiny_processor, pairs, augmentation=plain, num_steps=1)
+    assert_close(batch["pixel_values"][:4], alone["pixel_values"], rtol=0, atol=0)
+    assert "local_pixel_values" not in alone
+
+
+def test_small_views_are_augmented_as_large_ones(tiny_processor: KoEnClipProcessor) -> None:
+    crops = MultiCropSettings(num_local=2, local_size=16)
+    augmentation = AugmentationSettings(grey=1.0)
+    [batch] = batches(tiny_processor, crops=crops, augmentation=augmentation, num_steps=1)
+    [coloured] = batches(tiny_processor, crops=crops, augmentation=PLAIN, num_steps=1)
+    processor = tiny_processor.image_processor
+    mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    for name in ("pixel_values", "local_pixel_values"):
+        levels, others = (found[name] * std + mean for found in (batch, coloured))
+        # A level of 255 either way: colours are rounded one by one.
+        assert (levels.amax(1) - levels.amin(1)).max() < 1.5 / 255
+        assert (others.amax(1) - others.amin(1)).max() > 0.1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_texts_alone(num_workers: int, tiny_processor: KoEnClipProcessor) -> None:
+    images = [b"not a picture"] * 11
+    changed = {"with_pictures": False, "every_language": True, "num_workers": num_workers}
+    pairs = pairs_of(11, image=images, image_column=None)
+    assert pairs.rows.column_names == ["ko", "en"]
+    found = batches(tiny_processor, pairs, **changed)
+    for batch in found:
+        texts = {"input_ids", "attention_mask", "text_lengths", "groups", "languages"}
+        assert set(batch) == {"keys", "skipped"} | texts
+        assert batch["languages"] == ["ko"] * 4 + ["en"] * 4
+        rows = [int(key.split()[1]) for key in batch["keys"]]
+        expected = [f"그림 {row}" for row in rows] + [f"picture {row}" for row in rows]
+        assert texts_of_batch(batch, tiny_processor) == expected
+        assert batch["skipped"] == []
+    # Pictures that are there are not looked at either; where they are wanted, they must be.
+    assert_same_batches(batches(tiny_processor, pairs_of(11, image=images), **changed), found)
+    with pytest.raises(ValueError, match="pictures of memory are wanted, and image is null"):
+        batches(tiny_processor, pairs)
+    with pytest.raises(ValueError, match="no row of memory has both a readable picture and a caption"):
+        batches(tiny_processor, pairs_of(11, image=images))
 
 
 # Rows that cannot be used
