@@ -4,6 +4,7 @@ import io
 import itertools
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -23,6 +24,8 @@ from ko_en_clip.data.feeds import TrainingPairs
 from ko_en_clip.data.loading import BatchLoader, LoadingSettings, make_loader
 from ko_en_clip.data.mixing import BatchPlan, RowOrder, Ticket, assign_languages, source_quotas
 from ko_en_clip.data.pairs import DataSettings, PairSet
+from ko_en_clip.settings_files import load_settings
+from ko_en_clip.training.settings import StageSettings
 
 BOTH = {"ko": "ko", "en": "en"}
 
@@ -262,6 +265,45 @@ def test_sources_are_drawn_for_apart(tiny_processor: KoEnClipProcessor) -> None:
     ]
     assert sorted(rows[0]) == sorted(rows[1])
     assert rows[0] != rows[1]
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ({"share": 0.0}, "share is 0.0; it must be above 0"),
+        ({"share": 1.1}, "share is 1.1"),
+        ({"image": None}, "image is null and captions is empty"),
+        ({"streaming": True, "split": "train[:10]"}, "streaming reads whole splits"),
+    ],
+)
+def test_bad_data_settings_are_refused(bad: dict[str, Any], named: str) -> None:
+    DataSettings(path="memory", share=1.0, streaming=True)
+    DataSettings(path="memory", image=None, captions=BOTH, split="train[:10]")
+    with pytest.raises(ValueError, match=named):
+        DataSettings(path="memory", **bad)
+
+
+def test_data_are_one_source_or_several(tmp_path: Path) -> None:
+    rest = "model: {init: m}\noptimization: {learning_rate: 1.0}\nrun: {output_dir: o, num_steps: 1}\n"
+    file = tmp_path / "stage.yaml"
+
+    def sources(data: str, *overrides: str) -> list[DataSettings]:
+        file.write_text(f"data: {data}\nloading: {{global_batch_size: 8}}\n{rest}", encoding="utf-8")
+        return load_settings(StageSettings, file, overrides).sources
+
+    one, other = DataSettings(path="a", share=0.25, captions={"ko": "ko"}), DataSettings(path="b", share=0.75)
+    assert sources("{path: a, captions: {ko: ko}, share: 1.0}", "data.share=null") == [
+        DataSettings(path="a", captions={"ko": "ko"})
+    ]
+    assert sources("[{path: a, captions: {ko: ko}, share: 0.25}, {path: b, share: 0.75}]") == [one, other]
+    for data, named in (
+        ("[{path: a, share: 0.25}, {path: b, share: 0.25}]", "must add up to 1"),
+        ("[{path: a, share: 0.25}, {path: b}]", "every source a share, or none"),
+        ("[{path: a}, {pth: b}]", "pth"),
+        ("[]", "data is an empty list"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            sources(data)
 
 
 # Languages

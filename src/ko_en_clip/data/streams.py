@@ -44,7 +44,13 @@ class StreamedPairs:
         features = rows.features or datasets.Dataset.from_list(list(rows.take(_ROWS_FOR_TYPES))).features
         check_columns(features, settings)
         # Pictures stay encoded; where the types of the columns are not known there are none that would be decoded.
-        self.rows = rows.decode(False) if rows.features else rows
+        rows = rows.decode(False) if rows.features else rows
+        if settings.image is None:
+            # Of a row of texts alone no picture is held.
+            wanted = {*settings.captions, *settings.where, settings.group or "", "__key__"}
+            kept = [name for name in features if name in wanted or any(one.startswith(f"{name}.") for one in wanted)]
+            rows = rows.select_columns(kept)
+        self.rows = rows
         self.settings = settings
         files, self._identity = _files_and_identity(settings)
         self.rows_per_shard = _rows_per_shard(self.rows, files, self._identity, settings.path)
