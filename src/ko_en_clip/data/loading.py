@@ -1,24 +1,30 @@
 """Training batches: which rows make up a step, in which order, and how they become tensors.
 
-A batch is a function of (seed, step, rank, number of processes) alone, so a run resumed at step n reads what the run
-that was not stopped would have read.
+A batch of rows that lie on disk is a function of (seed, step, rank, number of processes) alone; one of rows that are
+read in passing depends on the number of workers, too. A run that is resumed reads what the run that was not stopped
+would have read.
 """
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import fsspec.asyn
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torchdata.stateful_dataloader import StatefulDataLoader
 
-from ..image_processing_ko_en_clip import KoEnClipImageProcessor
 from ..processing_ko_en_clip import KoEnClipProcessor
-from ..tokenization_ko_en_clip import text_lengths_of
-from .augmentation import AugmentationSettings, MultiCropSettings, Views, augment, random_views
-from .pairs import PairSet, UnreadablePictureError
+from .augmentation import AugmentationSettings, MultiCropSettings
+from .collation import Collator
+from .examples import ExampleMaker, generator_for
+from .feeds import BatchStream, DiskFeed, Feed, StreamFeed
+from .mixing import BatchPlan, check_shares, source_quotas
+from .pairs import DataSettings, PairSet, open_pairs
+from .streams import StreamedPairs
+
+Source = PairSet | StreamedPairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +36,13 @@ class LoadingSettings:
     every_language: bool = False
     """Contrast each picture with one caption in each language of the settings at once, instead of with one caption in
     a language that is drawn. A language in which a picture has no caption is replaced by one that it has."""
+    language_shares: dict[str, float] = field(default_factory=dict)
+    """Share of each language among the captions of a process's batch, as in {"ko": 0.5, "en": 0.5}, met as exactly as
+    the rows' languages allow; empty to draw each caption's language by itself. Not with every_language."""
     num_workers: int = 1
     """Loader processes beside each training process; 0 reads in the training process itself."""
+    shuffle_block: int = 1024
+    """Rows of a streamed source that a worker holds, still encoded, and gives in a random order."""
     max_bad_image_share: float = 0.01
     """Share of the rows whose picture may fail to decode before the run stops."""
 
@@ -42,273 +53,206 @@ class LoadingSettings:
             )
         if not 0.0 <= self.max_bad_image_share <= 1.0:
             raise ValueError(f"max_bad_image_share is {self.max_bad_image_share}; a share lies between 0 and 1.")
+        if self.shuffle_block < 1:
+            raise ValueError(f"shuffle_block is {self.shuffle_block}; it must be at least 1.")
+        if self.language_shares:
+            check_shares("language_shares", self.language_shares.values())
+            if self.every_language:
+                raise ValueError(
+                    "every_language is set and language_shares is not empty; a batch with every language of each row "
+                    "has no shares to choose, so leave one of them out."
+                )
 
 
-class Ticket(NamedTuple):
-    """One row in one epoch; what the sampler hands to the data set."""
+def open_sources(settings: Sequence[DataSettings]) -> list[Source]:
+    """Open the data sets of a stage and check them; those that are streamed are counted.
 
-    epoch: int
-    row: int
-
-
-class StepSampler(Sampler[list[Ticket]]):
-    """This process's rows of every step from `first_step` on.
-
-    Each epoch is a permutation of all rows drawn from (seed, epoch), cut into global batches; the rows left over by
-    the last whole batch are not used in that epoch, and others are left over in the next.
+    Raises:
+        ValueError: as `open_pairs`.
+        FileNotFoundError: as `open_pairs`.
     """
+    return [StreamedPairs(data) if data.streaming else open_pairs(data) for data in settings]
+
+
+class BatchLoader:
+    """This process's batches in order; iterating goes on from where the loader stands."""
 
     def __init__(
         self,
+        batches: StatefulDataLoader[dict[str, Any]],
         *,
-        num_rows: int,
-        global_batch_size: int,
+        step: int,
         num_steps: int,
-        first_step: int,
-        seed: int,
-        rank: int,
-        num_processes: int,
+        made_with: Mapping[str, Any],
+        streamed: bool,
     ):
-        if num_rows < global_batch_size:
-            raise ValueError(
-                f"the data set has {num_rows} rows, fewer than one global batch of {global_batch_size}; lower "
-                "global_batch_size."
-            )
-        if global_batch_size % num_processes != 0:
-            raise ValueError(
-                f"global_batch_size ({global_batch_size}) is not a multiple of the number of processes "
-                f"({num_processes})."
-            )
-        self.num_rows, self.global_batch_size = num_rows, global_batch_size
-        self.num_steps, self.first_step = num_steps, first_step
-        self.seed, self.rank, self.num_processes = seed, rank, num_processes
-        self.steps_per_epoch = num_rows // global_batch_size
+        self._batches = batches
+        self._iterator: Iterator[dict[str, Any]] | None = None
+        self._step, self._num_steps = step, num_steps
+        self._made_with, self._streamed = dict(made_with), streamed
 
-    def __len__(self) -> int:
-        return self.num_steps - self.first_step
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The loader itself."""
+        return self
 
-    def __iter__(self) -> Iterator[list[Ticket]]:
-        local = self.global_batch_size // self.num_processes
-        order, order_epoch = torch.empty(0, dtype=torch.int64), -1
-        for step in range(self.first_step, self.num_steps):
-            epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order = torch.randperm(self.num_rows, generator=generator_for(self.seed, epoch))
-                order_epoch = epoch
-            start = step_in_epoch * self.global_batch_size + self.rank * local
-            yield [Ticket(epoch, int(index)) for index in order[start : start + local]]
-
-
-def generator_for(*numbers: int) -> torch.Generator:
-    """A generator that depends on all the numbers given, and on nothing else."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
-
-
-class Example(NamedTuple):
-    """A training row."""
-
-    key: str
-    """What a person finds the row by."""
-    views: Views
-    """Views, uint8; with opacity as a fourth channel where backgrounds are drawn."""
-    captions: list[tuple[str, str]]
-    """One caption, or one in each language, each after its language."""
-    group: int
-    """What the row means."""
-    draw: int
-    """A random number; the first of a batch seeds what is drawn for the whole batch."""
-    skipped: list[tuple[str, str]]
-    """Rows that were passed over on the way to this one, with the reason."""
-
-
-class TrainingPairs(Dataset[Example]):
-    """Rows as examples: a random view of the picture, and a caption in a drawn language or in every language.
-
-    A row whose picture does not decode, or that has no caption where captions are wanted, is replaced by the next row
-    that serves, so that every process keeps its batch size; the example says which rows were passed over.
-    """
-
-    def __init__(
-        self,
-        pairs: PairSet,
-        image_processor: KoEnClipImageProcessor,
-        augmentation: AugmentationSettings,
-        crops: MultiCropSettings,
-        *,
-        with_text: bool,
-        seed: int,
-        every_language: bool = False,
-    ):
-        if with_text and not pairs.settings.captions:
-            raise ValueError("the setting 'captions' is empty; name at least one caption column with its language.")
-        self.pairs = pairs
-        self.with_text = with_text
-        self.every_language = every_language
-        self.image_processor = image_processor
-        self.augmentation = augmentation
-        self.crops = crops
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, ticket: Ticket) -> Example:
-        skipped: list[tuple[str, str]] = []
-        for offset in range(len(self.pairs)):
-            index = (ticket.row + offset) % len(self.pairs)
-            try:
-                # Opacity is for what a drawn background shows through.
-                picture = self.pairs.picture(index, "RGBa" if self.augmentation.background else "RGB")
-            except UnreadablePictureError as error:
-                skipped.append((error.key, error.reason))
-                continue
-            captions = self.pairs.captions(index) if self.with_text else {}
-            if self.with_text and not captions:
-                skipped.append((self.pairs.key(index), "no caption in any language"))
-                continue
-            return self._example(ticket.epoch, index, picture, captions, skipped)
-        raise ValueError(f"no row of {self.pairs.settings.path} has both a readable picture and a caption.")
-
-    def _example(
-        self,
-        epoch: int,
-        index: int,
-        picture: torch.Tensor,
-        captions: dict[str, list[str]],
-        skipped: list[tuple[str, str]],
-    ) -> Example:
-        generator = generator_for(self.seed, epoch, index)
-        drawn = self._drawn_captions(captions, generator) if self.with_text else []
-        size = self.image_processor.crop_size["height"]
-        views = random_views(picture, size, self.augmentation, self.crops, generator)
-        group = self.pairs.group(index) or (drawn[0][1] if drawn else "")
-        draw = int(torch.randint(2**62, (), generator=generator))
-        return Example(self.pairs.key(index), views, drawn, group_number(group), draw, skipped)
-
-    def _drawn_captions(self, captions: dict[str, list[str]], generator: torch.Generator) -> list[tuple[str, str]]:
-        languages = list(captions)
-        if self.every_language:
-            chosen = [
-                language if language in captions else _draw(languages, generator)
-                for language in self.pairs.languages()
-            ]
-        else:
-            chosen = [_draw(languages, generator)]
-        return [(language, _draw(captions[language], generator)) for language in chosen]
-
-
-def _draw(choices: Sequence[str], generator: torch.Generator) -> str:
-    return choices[int(torch.randint(len(choices), (), generator=generator))]
-
-
-def group_number(meaning: str) -> int:
-    """A 63-bit number for a group or a caption; equal strings get equal numbers in every process."""
-    return int.from_bytes(hashlib.blake2b(meaning.encode(), digest_size=8).digest(), "big") >> 1
-
-
-class Collator:
-    """Examples to the arguments of a model's forward, plus `skipped`, which the loop takes out and counts."""
-
-    def __init__(self, processor: KoEnClipProcessor, augmentation: AugmentationSettings, *, with_text: bool):
-        self.processor = processor
-        self.augmentation = augmentation
-        self.with_text = with_text
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """One batch; without text it has pixels only.
-
-        Captions of several languages follow each other by language: text i belongs to picture i modulo the pictures.
-        """
-        generator = torch.Generator().manual_seed(examples[0].draw)
-        kinds = {
-            "pixel_values": torch.stack([example.views.global_views for example in examples], dim=1).flatten(0, 1),
-            "local_pixel_values": torch.stack([example.views.local_views for example in examples], dim=1).flatten(
-                0, 1
-            ),
-        }
-        batch: dict[str, Any] = {
-            name: normalized(augment(views, self.augmentation, generator), self.processor.image_processor)
-            for name, views in kinds.items()
-            if len(views)
-        }
-        if self.with_text:
-            by_language = zip(*(example.captions for example in examples), strict=True)
-            drawn = [one for captions in by_language for one in captions]
-            batch["languages"] = [language for language, _ in drawn]
-            texts = self.processor(text=[caption for _, caption in drawn], text_kwargs={"return_tensors": "pt"})
-            rows = texts["input_ids"].tolist()
-            batch |= {"input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"]}
-            batch["text_lengths"] = text_lengths_of(rows, self.processor.tokenizer)
-            batch["groups"] = torch.tensor([example.group for example in examples])
-        batch["keys"] = [example.key for example in examples]
-        batch["skipped"] = [entry for example in examples for entry in example.skipped]
+    def __next__(self) -> dict[str, Any]:
+        """The batch of the next step."""
+        if self._step >= self._num_steps:
+            raise StopIteration
+        if self._iterator is None:
+            self._iterator = iter(self._batches)
+        batch = next(self._iterator)
+        self._step += 1
         return batch
 
-
-def normalized(views: torch.Tensor, processor: KoEnClipImageProcessor) -> torch.Tensor:
-    """What the image processor makes of pictures that have their final size already: rescaled and normalised.
-
-    Args:
-        views: uint8, (batch, 3, height, width).
-        processor: says whether and how.
-
-    Returns:
-        float32, of the same shape.
-    """
-    return processor(
-        views, do_resize=False, do_center_crop=False, input_data_format="channels_first", return_tensors="pt"
-    )["pixel_values"]
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands after the batches that it has given; `make_loader` takes it."""
+        readers = self._batches.state_dict() if self._streamed else None
+        return {"step": self._step, "made_with": self._made_with, "readers": readers}
 
 
 def make_loader(
-    pairs: PairSet,
+    sources: Sequence[Source],
     processor: KoEnClipProcessor,
     loading: LoadingSettings,
     augmentation: AugmentationSettings,
     crops: MultiCropSettings,
     *,
+    with_pictures: bool,
     with_text: bool,
     num_steps: int,
-    first_step: int,
+    state: Mapping[str, Any] | None,
     seed: int,
     rank: int,
     num_processes: int,
-) -> DataLoader[dict[str, Any]]:
-    """This process's batches of a run from `first_step` on, in order.
+) -> BatchLoader:
+    """This process's batches of a run to `num_steps`, in order, from its beginning or from a state on.
+
+    Args:
+        sources: what `open_sources` gave.
+        processor: makes tensors.
+        loading: how rows become batches.
+        augmentation: what may happen to views.
+        crops: how many views there are.
+        with_pictures: whether batches hold pictures.
+        with_text: whether they hold captions.
+        num_steps: global batches of the run.
+        state: what `state_dict` of this process's loader gave, or None at the beginning.
+        seed: decides order, views and captions.
+        rank: number of this process.
+        num_processes: how many there are.
 
     Raises:
-        ValueError: the batch does not divide among the processes, or is larger than the data set; captions are wanted
-            and the settings name none.
+        ValueError: the batch does not divide among the processes, or is larger than the data sets; shares do not
+            fit; pictures or captions are wanted and a source names no column of them; a streamed source has fewer
+            rows than readers; or the state is of a run with another seed, other data, or, where a source is streamed,
+            another number of processes or workers.
     """
-    dataset: Dataset[Any] = TrainingPairs(
-        pairs,
-        processor.image_processor,
-        augmentation,
-        crops,
-        with_text=with_text,
-        seed=seed,
-        every_language=loading.every_language,
+    rows = [len(source) for source in sources]
+    quotas = source_quotas([source.settings.share for source in sources], rows, loading.global_batch_size)
+    plan = BatchPlan(quotas, num_processes, seed)
+    streamed = any(isinstance(source, StreamedPairs) for source in sources)
+    made_with: dict[str, Any] = {"seed": seed, "rows": rows, "rows of each source in a batch": quotas}
+    if streamed:
+        made_with |= {"processes": num_processes, "workers": loading.num_workers, "block": loading.shuffle_block}
+    _check_sources(sources, loading, num_processes, with_pictures=with_pictures, with_text=with_text)
+    _check_state(state, made_with)
+    makers = _makers(
+        sources, processor, loading, augmentation, crops, with_pictures=with_pictures, with_text=with_text, seed=seed
     )
-    return DataLoader(
-        dataset,
-        batch_sampler=StepSampler(
-            num_rows=len(pairs),
-            global_batch_size=loading.global_batch_size,
-            num_steps=num_steps,
-            first_step=first_step,
-            seed=seed,
-            rank=rank,
-            num_processes=num_processes,
-        ),
-        collate_fn=Collator(processor, augmentation, with_text=with_text),
-        num_workers=loading.num_workers,
-        # Workers take their seeds from here; the global random state, which a checkpoint restores, stays untouched.
-        generator=generator_for(seed),
-        worker_init_fn=_init_worker,
-    )
+    feeds: list[Feed] = [
+        StreamFeed(source, make, loading.shuffle_block)
+        if isinstance(source, StreamedPairs)
+        else DiskFeed(source, make, quota)
+        for source, make, quota in zip(sources, makers, quotas, strict=True)
+    ]
+    first_step = state["step"] if state else 0
+    with warnings.catch_warnings():
+        # torchdata 0.11 calls what torch 2.13 is giving up (meta-pytorch/data#1536); nothing depends on it.
+        warnings.filterwarnings("ignore", "'set_vital' is deprecated", UserWarning)
+        batches = StatefulDataLoader(
+            BatchStream(feeds, plan, rank=rank, first_step=first_step, num_steps=num_steps),
+            batch_size=None,
+            collate_fn=Collator(processor, augmentation, loading.language_shares),
+            num_workers=loading.num_workers,
+            # Workers take their seeds from here; the global random state, which a checkpoint restores, stays as it is.
+            generator=generator_for(seed),
+            worker_init_fn=_init_worker,
+        )
+    if state and streamed:
+        batches.load_state_dict(state["readers"])
+    return BatchLoader(batches, step=first_step, num_steps=num_steps, made_with=made_with, streamed=streamed)
+
+
+def _makers(
+    sources: Sequence[Source],
+    processor: KoEnClipProcessor,
+    loading: LoadingSettings,
+    augmentation: AugmentationSettings,
+    crops: MultiCropSettings,
+    *,
+    with_pictures: bool,
+    with_text: bool,
+    seed: int,
+) -> list[ExampleMaker]:
+    return [
+        ExampleMaker(
+            origin=f"data[{number}] " if len(sources) > 1 else "",
+            languages=_languages(sources),
+            image_size=processor.image_processor.crop_size["height"],
+            augmentation=augmentation,
+            crops=crops,
+            with_pictures=with_pictures,
+            with_text=with_text,
+            every_language=loading.every_language,
+            by_shares=bool(loading.language_shares),
+            # Rows of the same number in two sources are drawn for apart.
+            seed=seed if number == 0 else int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]),
+        )
+        for number in range(len(sources))
+    ]
+
+
+def _languages(sources: Sequence[Source]) -> list[str]:
+    return list(dict.fromkeys(language for source in sources for language in source.languages()))
+
+
+def _check_sources(
+    sources: Sequence[Source], loading: LoadingSettings, num_processes: int, *, with_pictures: bool, with_text: bool
+) -> None:
+    num_readers = num_processes * max(1, loading.num_workers)
+    for source in sources:
+        if with_text and not source.settings.captions:
+            raise ValueError("the setting 'captions' is empty; name at least one caption column with its language.")
+        if with_pictures and source.settings.image is None:
+            raise ValueError(f"pictures of {source.settings.path} are wanted, and image is null; name their column.")
+        if isinstance(source, StreamedPairs) and len(source) < num_readers:
+            raise ValueError(
+                f"{source.settings.path} has {len(source)} rows and {num_readers} readers, the workers of all "
+                "processes; lower loading.num_workers, or set streaming to false."
+            )
+    known = _languages(sources)
+    if with_text and loading.language_shares and set(known) != set(loading.language_shares):
+        raise ValueError(
+            f"language_shares has the languages {sorted(loading.language_shares)}, and the captions {sorted(known)}; "
+            "give a share for each language of the captions."
+        )
+
+
+def _check_state(state: Mapping[str, Any] | None, made_with: Mapping[str, Any]) -> None:
+    before = made_with if state is None else state["made_with"]
+    if before != made_with:
+        changed = [name for name in (*made_with, *before) if before.get(name) != made_with.get(name)]
+        told = ", ".join(f"{name}: {before.get(name)}, now {made_with.get(name)}" for name in dict.fromkeys(changed))
+        raise ValueError(
+            f"the run to go on from read its data otherwise, so rows would come twice or never ({told}); go on with "
+            "what it had, or start a new run from its model."
+        )
 
 
 def _init_worker(worker_id: int) -> None:
     # A worker is one of several processes already; threads of the tokenizer would only be in each other's way, and
     # forked ones would stand still.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Files on the Hub are read by a thread of fsspec, which a forked process does not inherit.
+    fsspec.asyn.reset_lock()

@@ -38,8 +38,8 @@ class DataSettings:
     """Caption columns, each with its language, as in {"caption_ko": "ko", "caption_en": "en"}. A cell is a string or a
     list of strings, of which one is drawn each epoch; an empty cell has no caption in that language. Masked
     pre-training needs none."""
-    image: str = "image"
-    """Column of pictures: encoded bytes, paths, or the Image type of `datasets`."""
+    image: str | None = "image"
+    """Column of pictures: encoded bytes, paths, or the Image type of `datasets`; null for a set of texts alone."""
     split: str = "train"
     """Split of the data set."""
     name: str | None = None
@@ -53,6 +53,23 @@ class DataSettings:
     which equal captions were drawn are treated so."""
     where: dict[str, str | int | bool] = field(default_factory=dict)
     """Keep only rows whose column has this value, as in {"skin_tone": false}."""
+    share: float | None = None
+    """Share of every training batch that comes from here, where there are several sources: of all of them or of none.
+    Without it sources have shares in proportion to their rows."""
+    streaming: bool = False
+    """Read the rows in passing while training, shard by shard, instead of keeping a copy on disk; a shard is a file of
+    the set."""
+
+    def __post_init__(self) -> None:
+        if self.image is None and not self.captions:
+            raise ValueError(f"image is null and captions is empty, so nothing of {self.path} would be read; set one.")
+        if self.share is not None and not 0.0 < self.share <= 1.0:
+            raise ValueError(f"share is {self.share}; it must be above 0 and at most 1, or absent.")
+        if self.streaming and "[" in self.split:
+            raise ValueError(
+                f"split is {self.split!r}, and streaming reads whole splits; name one without brackets, or set "
+                "streaming to false."
+            )
 
 
 class UnreadablePictureError(Exception):
@@ -67,6 +84,63 @@ class UnreadablePictureError(Exception):
         return type(self), (self.key, self.reason)
 
 
+class PairRow:
+    """A row as a picture, captions by language, and a group; nothing is decoded before it is asked for."""
+
+    def __init__(self, cells: Mapping[str, Any], number: int, settings: DataSettings):
+        self.cells, self.number, self.settings = cells, number, settings
+
+    def _cell(self, column: str) -> Any:
+        """A cell, also one inside the JSON of webdataset, as in json.caption_ko."""
+        if column in self.cells:
+            return self.cells[column]
+        outer, _, inner = column.partition(".")
+        return (self.cells[outer] or {}).get(inner)
+
+    def matches(self) -> bool:
+        """Whether the row is one of those that `where` keeps."""
+        return all(self._cell(column) == value for column, value in self.settings.where.items())
+
+    def key(self) -> str:
+        """What a person finds the row by: its `__key__` or the picture's path where there is one, and its number."""
+        if "__key__" in self.cells:
+            return f"{self.cells['__key__']} (row {self.number})"
+        cell = None if self.settings.image is None else self._cell(self.settings.image)
+        path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
+        return f"{path} (row {self.number})" if path else f"row {self.number}"
+
+    def picture(self, mode: Literal["RGB", "RGBa"] = "RGB") -> torch.Tensor:
+        """The picture as the image processor reads it, upright: uint8, (channels, height, width).
+
+        Args:
+            mode: "RGB" for colours laid on white; "RGBa" for opacity, too, with colours multiplied by it.
+
+        Raises:
+            UnreadablePictureError: it is absent or does not decode.
+            ValueError: the settings name no column of pictures.
+        """
+        if self.settings.image is None:
+            raise ValueError(f"pictures of {self.settings.path} are wanted, and image is null; name their column.")
+        try:
+            return decode(_encoded(self._cell(self.settings.image)), mode)
+        except (OSError, ValueError) as error:
+            raise UnreadablePictureError(self.key(), str(error)) from error
+
+    def captions(self) -> dict[str, list[str]]:
+        """Captions by language; languages without one are left out."""
+        found: dict[str, list[str]] = {}
+        for column, language in self.settings.captions.items():
+            texts = texts_of(self._cell(column))
+            if texts:
+                found.setdefault(language, []).extend(texts)
+        return found
+
+    def group(self) -> str | None:
+        """What the row means, where a group column says so; None where the cell is empty."""
+        cell = None if self.settings.group is None else self._cell(self.settings.group)
+        return None if cell is None or cell == "" else str(cell)
+
+
 class PairSet:
     """Rows of a data set as pictures, captions by language, and groups."""
 
@@ -77,19 +151,22 @@ class PairSet:
             ValueError: a column is missing or of the wrong type, or no row is left.
         """
         for column, value in settings.where.items():
-            _require_column(rows, column, "where")
+            _require_column(rows.features, column, "where")
             kept = [number for number, cell in enumerate(rows[column]) if cell == value]
             rows = rows.select(kept)
         if len(rows) == 0:
             kept_by = f" that match {settings.where}" if settings.where else ""
             raise ValueError(f"{settings.path} (split {settings.split!r}) is empty: it has no rows{kept_by}.")
-        _check_columns(rows, settings)
-        feature = rows.features[settings.image]
-        if isinstance(feature, datasets.Image):
+        check_columns(rows.features, settings)
+        if settings.image is None:
+            # Of a row of texts alone no other column is read from the disk.
+            wanted = {*settings.captions, settings.group, "__key__"}
+            rows = rows.select_columns([column for column in rows.column_names if column in wanted])
+        elif isinstance(rows.features[settings.image], datasets.Image):
             rows = rows.cast_column(settings.image, datasets.Image(decode=False))
         self.rows = rows
         self.settings = settings
-        self._last: tuple[int, dict[str, Any]] = (-1, {})
+        self._last: PairRow | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,53 +177,29 @@ class PairSet:
         Raises:
             ValueError: it is not; the message lists those there are.
         """
-        _require_column(self.rows, column, setting)
+        _require_column(self.rows.features, column, setting)
 
-    def _row(self, index: int) -> dict[str, Any]:
-        """The cells of a row; read once for the questions that follow each other."""
-        if self._last[0] != index:
-            self._last = (index, self.rows[index])
-        return self._last[1]
+    def row(self, index: int) -> PairRow:
+        """A row; read once for the questions that follow each other."""
+        if self._last is None or self._last.number != index:
+            self._last = PairRow(self.rows[index], index, self.settings)
+        return self._last
 
     def key(self, index: int) -> str:
-        """What a person finds the row by: its `__key__` or the picture's path where there is one, and its number."""
-        row = self._row(index)
-        if "__key__" in row:
-            return f"{row['__key__']} (row {index})"
-        cell = row[self.settings.image]
-        path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
-        return f"{path} (row {index})" if path else f"row {index}"
+        """`PairRow.key` of a row."""
+        return self.row(index).key()
 
     def picture(self, index: int, mode: Literal["RGB", "RGBa"] = "RGB") -> torch.Tensor:
-        """The picture of a row as the image processor reads it, upright: uint8, (channels, height, width).
-
-        Args:
-            index: number of the row.
-            mode: "RGB" for colours laid on white; "RGBa" for opacity, too, with colours multiplied by it.
-
-        Raises:
-            UnreadablePictureError: it is absent or does not decode.
-        """
-        cell = self._row(index)[self.settings.image]
-        try:
-            return decode(_encoded(cell), mode)
-        except (OSError, ValueError) as error:
-            raise UnreadablePictureError(self.key(index), str(error)) from error
+        """`PairRow.picture` of a row."""
+        return self.row(index).picture(mode)
 
     def captions(self, index: int) -> dict[str, list[str]]:
-        """Captions of a row by language; languages without one are left out."""
-        row = self._row(index)
-        found: dict[str, list[str]] = {}
-        for column, language in self.settings.captions.items():
-            texts = texts_of(row[column])
-            if texts:
-                found.setdefault(language, []).extend(texts)
-        return found
+        """`PairRow.captions` of a row."""
+        return self.row(index).captions()
 
     def group(self, index: int) -> str | None:
-        """What a row means, where a group column says so; None where the cell is empty."""
-        cell = None if self.settings.group is None else self._row(index)[self.settings.group]
-        return None if cell is None or cell == "" else str(cell)
+        """`PairRow.group` of a row."""
+        return self.row(index).group()
 
     def languages(self) -> list[str]:
         """Languages of the captions, in the order of the settings."""
@@ -167,9 +220,11 @@ def open_pairs(settings: DataSettings) -> PairSet:
 
     Raises:
         ValueError: a column is missing or of the wrong type, or the set is empty; the message names the column and
-            lists those there are.
+            lists those there are. Or the settings want the set streamed, which only training does.
         FileNotFoundError: the path or files do not exist.
     """
+    if settings.streaming:
+        raise ValueError(f"streaming is set for {settings.path}, and only training reads in passing; set it to false.")
     return PairSet(open_rows(settings), settings)
 
 
@@ -183,6 +238,22 @@ def open_rows(settings: DataSettings, *, streaming: bool = False) -> Any:
     if settings.path == "digits":
         digits = load_digit_pairs(settings.split, settings.name)
         return digits.to_iterable_dataset() if streaming else digits
+    try:
+        rows = datasets.load_dataset(**load_arguments(settings), split=settings.split, streaming=streaming)
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        # What datasets says of a split without rows, an unknown split, or a file that is not what it seems.
+        raise ValueError(f"{settings.path} (split {settings.split!r}) is empty or unreadable: {error}") from error
+    # Captions inside a JSON column (webdataset) become columns of their own: json.caption_ko.
+    return rows.flatten() if isinstance(rows, datasets.Dataset) and "json" in rows.column_names else rows
+
+
+def load_arguments(settings: DataSettings) -> dict[str, Any]:
+    """What `datasets.load_dataset` and `load_dataset_builder` take for a data set.
+
+    Raises:
+        ValueError: the path is a file of another kind.
+        FileNotFoundError: the path is a file that does not exist.
+    """
     path, files = settings.path, settings.files
     if Path(path).is_file():
         suffix = Path(path).suffix
@@ -194,21 +265,8 @@ def open_rows(settings: DataSettings, *, streaming: bool = False) -> Any:
     # A caption may be the word "None". Tables separated by tabs have no quotes: a quotation mark in a caption is one.
     as_csv: dict[str, Any] = {"keep_default_na": False} if path == "csv" else {}
     as_csv |= {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path == "csv" and _are_tsv(files) else {}
-    try:
-        rows = datasets.load_dataset(
-            path,
-            settings.name,
-            split=settings.split,
-            data_files={settings.split.split("[")[0]: files} if files else None,
-            revision=settings.revision,
-            streaming=streaming,
-            **as_csv,
-        )
-    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        # What datasets says of a split without rows, an unknown split, or a file that is not what it seems.
-        raise ValueError(f"{settings.path} (split {settings.split!r}) is empty or unreadable: {error}") from error
-    # Captions inside a JSON column (webdataset) become columns of their own: json.caption_ko.
-    return rows.flatten() if isinstance(rows, datasets.Dataset) and "json" in rows.column_names else rows
+    data_files = {settings.split.split("[")[0]: files} if files else None
+    return {"path": path, "name": settings.name, "data_files": data_files, "revision": settings.revision, **as_csv}
 
 
 def texts_of(cell: str | Sequence[str] | None) -> list[str]:
@@ -228,37 +286,48 @@ def _encoded(cell: Any) -> bytes:
     return cell if isinstance(cell, bytes) else Path(cell).read_bytes()
 
 
-def _check_columns(rows: datasets.Dataset, settings: DataSettings) -> None:
-    _require_column(rows, settings.image, "image")
-    image = rows.features[settings.image]
-    if not isinstance(image, datasets.Image | dict) and getattr(image, "dtype", None) not in (
-        "binary",
-        "large_binary",
-        *_TEXT_TYPES,
-    ):
-        raise ValueError(
-            f"column {settings.image!r} holds {image}, not pictures: encoded bytes, paths, or datasets' Image type; "
-            f"the data set has {_columns(rows)}."
-        )
+def check_columns(features: Mapping[str, Any], settings: DataSettings) -> None:
+    """Check that the columns which the settings name are there and hold what they should.
+
+    Raises:
+        ValueError: one does not; the message lists the columns there are.
+    """
+    if settings.image is not None:
+        image = _require_column(features, settings.image, "image")
+        types = ("binary", "large_binary", *_TEXT_TYPES)
+        if not isinstance(image, datasets.Image | dict) and getattr(image, "dtype", None) not in types:
+            raise ValueError(
+                f"column {settings.image!r} holds {image}, not pictures: encoded bytes, paths, or datasets' Image "
+                f"type; the data set has {_columns(features)}."
+            )
     for column in settings.captions:
-        _require_column(rows, column, "captions")
-        feature = rows.features[column]
+        feature = _require_column(features, column, "captions")
         item = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
         if getattr(item, "dtype", None) not in _TEXT_TYPES:
             raise ValueError(
                 f"column {column!r} holds {feature}, not captions: a string, or a list of strings; "
-                f"the data set has {_columns(rows)}."
+                f"the data set has {_columns(features)}."
             )
     if settings.group is not None:
-        _require_column(rows, settings.group, "group")
+        _require_column(features, settings.group, "group")
 
 
-def _require_column(rows: datasets.Dataset, column: str, setting: str) -> None:
-    if column not in rows.column_names:
+def _require_column(features: Mapping[str, Any], column: str, setting: str) -> Any:
+    """The type of a column."""
+    flat = _flat(features)
+    if column not in flat:
         raise ValueError(
-            f"the data set has no column {column!r}, which the setting {setting!r} names; it has {_columns(rows)}."
+            f"the data set has no column {column!r}, which the setting {setting!r} names; it has {_columns(features)}."
         )
+    return flat[column]
 
 
-def _columns(rows: datasets.Dataset) -> str:
-    return ", ".join(sorted(rows.column_names))
+def _flat(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Types by column, what is inside the JSON of webdataset as in json.caption_ko."""
+    json = features.get("json")
+    inner = {f"json.{name}": feature for name, feature in json.items()} if isinstance(json, dict) else {}
+    return {name: feature for name, feature in features.items() if not inner or name != "json"} | inner
+
+
+def _columns(features: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(_flat(features)))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.pairs import languages_of
 from ..losses_ko_en_clip import gather_with_grad, process_rank
 from ..modeling_ko_en_clip import KoEnClipModel, l2_normalized
 from .finetuning import add_adapters, interpolate
@@ -145,7 +144,7 @@ def train_contrastive(settings: ContrastiveSettings, evaluate: Evaluate | None =
     def objective(model: KoEnClipModel) -> PicturesAndTexts:
         if lora.rank:
             adapted.append(add_adapters(model, lora))
-        return PicturesAndTexts(model, languages_of(settings.data), settings.views)
+        return PicturesAndTexts(model, settings.languages, settings.views)
 
     def finish(model: KoEnClipModel) -> None:
         if adapted:

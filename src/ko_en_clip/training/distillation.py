@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.pairs import languages_of
 from ..modeling_ko_en_clip import KoEnClipModel
 from .held_out import Evaluate
 from .stages import run_stage
@@ -123,6 +122,6 @@ def distill(settings: DistillationSettings, evaluate: Evaluate | None = None) ->
                 f"the teacher's embeddings have {width} dimensions and projection_dim is "
                 f"{model.config.projection_dim}; set model.config.projection_dim to {width}."
             )
-        return TaughtTexts(model, teacher, languages_of(settings.data), settings.teacher_language)
+        return TaughtTexts(model, teacher, settings.languages, settings.teacher_language)
 
     run_stage("distill", settings, KoEnClipModel, objective, evaluate=evaluate)

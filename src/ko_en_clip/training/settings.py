@@ -1,11 +1,13 @@
 """Settings that every training stage shares: the run, its optimisation, and what the model starts from."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
 from ..data.augmentation import AugmentationSettings, MultiCropSettings
 from ..data.loading import LoadingSettings
+from ..data.mixing import check_source_shares
 from ..data.pairs import DataSettings
 
 
@@ -185,8 +187,8 @@ class ViewSettings(MultiCropSettings):
 class StageSettings:
     """One stage of training: masked pre-training, or contrastive training."""
 
-    data: DataSettings
-    """The pictures and captions."""
+    data: DataSettings | list[DataSettings]
+    """The pictures and captions; a list for several sources, of which every batch has its share."""
     model: ModelSettings
     """What to start from."""
     loading: LoadingSettings
@@ -197,8 +199,13 @@ class StageSettings:
     """Folder, length, precision."""
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     """Random views."""
+    views: ViewSettings = field(default_factory=ViewSettings)
+    """Large and small views of each picture, in contrastive training."""
 
     def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("data is an empty list; name at least one source.")
+        check_source_shares([source.share for source in self.sources])
         if self.optimization.warmup_steps > self.run.num_steps:
             raise ValueError(
                 f"optimization.warmup_steps ({self.optimization.warmup_steps}) is longer than run.num_steps "
@@ -209,6 +216,16 @@ class StageSettings:
                 f"optimization.bf16_text_weights is set and run.precision is {self.run.precision!r}, in which the "
                 "text tower's weights do not fit the others; set run.precision to bf16."
             )
+
+    @property
+    def sources(self) -> list[DataSettings]:
+        """The sources of the data, one or several."""
+        return self.data if isinstance(self.data, list) else [self.data]
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages of the captions, in the order of the settings."""
+        return list(dict.fromkeys(language for source in self.sources for language in source.captions.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,8 +273,6 @@ class FinetuningSettings:
 class ContrastiveSettings(StageSettings):
     """Contrastive training."""
 
-    views: ViewSettings = field(default_factory=ViewSettings)
-    """Large and small views of each picture."""
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
     """What keeps the starting model's abilities where there is little data."""
 
@@ -283,8 +298,19 @@ class DistillationSettings(StageSettings):
         super().__post_init__()
         if not self.loading.every_language:
             raise ValueError("loading.every_language is not set; the student needs each row's text in every language.")
-        if self.teacher_language not in self.data.captions.values():
+        if self.teacher_language not in self.languages:
             raise ValueError(
-                f"teacher_language is {self.teacher_language!r}, and data.captions has "
-                f"{', '.join(sorted(set(self.data.captions.values())))}; name one of them."
+                f"teacher_language is {self.teacher_language!r}, and data.captions has {', '.join(self.languages)}; "
+                "name one of them."
             )
+
+
+def identity_of(settings: StageSettings, num_rows: int) -> dict[str, Any]:
+    """What has to be the same when a run goes on: all but where it writes, how often, and what it says."""
+    identity = dataclasses.asdict(settings)
+    for name in ("output_dir", "resume", "log_steps", "checkpoint_steps", "keep_checkpoints", "eval_suites", "eval_steps"):
+        del identity["run"][name]
+    for name in ("num_workers", "max_bad_image_share"):
+        # The loader's own state refuses another number of workers where it matters.
+        del identity["loading"][name]
+    return {**identity, "rows": num_rows}
