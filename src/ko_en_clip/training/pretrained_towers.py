@@ -1,0 +1,419 @@
+"""Pre-trained towers as a start: what a folder of transformers brings to the joint model, and its weights.
+
+Chinese-CLIP takes the vision tower, the visual projection and the temperature of CLIP, and the text tower of RoBERTa
+without its pooler; the text projection is new (Yang et al. 2022, appendix A.2). LiT starts from any trained vision
+tower (Zhai et al. 2022, section 3). `models.py` puts the towers together.
+"""
+
+import copy
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+# From its module: transformers 5.17 exports a stand-in at the top level where torchvision is absent.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from ..configuration_ko_en_clip import (
+    VISION_POOLINGS,
+    KoEnClipConfig,
+    KoEnClipResNetConfig,
+    KoEnClipTextConfig,
+    KoEnClipVisionConfig,
+)
+from ..image_processing_ko_en_clip import KoEnClipImageProcessor
+from ..modeling_ko_en_clip import (
+    KoEnClipModel,
+    KoEnClipTextModelWithProjection,
+    KoEnClipVisionModelWithProjection,
+)
+from ..modeling_ko_en_clip_resnet import KoEnClipResNetModel
+from ..modeling_ko_en_clip_towers import KoEnClipTextModel, KoEnClipVisionModel, resized_positions
+
+logger = logging.getLogger(__name__)
+
+_JOINT: dict[str, type[PreTrainedModel]] = {"clip": CLIPModel, "ko_en_clip": KoEnClipModel}
+# A tower by itself: without and with its projection, which the folder's `architectures` tells.
+_SINGLE: dict[tuple[str, str], tuple[type[PreTrainedModel], type[PreTrainedModel]]] = {
+    ("vision_config", "clip_vision_model"): (CLIPVisionModel, CLIPVisionModelWithProjection),
+    ("vision_config", "ko_en_clip_vision_model"): (KoEnClipVisionModel, KoEnClipVisionModelWithProjection),
+    ("vision_config", "ko_en_clip_resnet_model"): (KoEnClipResNetModel, KoEnClipResNetModel),
+    ("text_config", "clip_text_model"): (CLIPTextModel, CLIPTextModelWithProjection),
+    ("text_config", "ko_en_clip_text_model"): (KoEnClipTextModel, KoEnClipTextModelWithProjection),
+}
+# transformers' CLIP towers become native ones, whose weights have the same names.
+_NATIVE = {"clip_vision_model": KoEnClipVisionConfig, "clip_text_model": KoEnClipTextConfig}
+_PREFIXES = {"vision_config": "vision_model.", "text_config": "text_model."}
+_POSITION_TABLES = {
+    "vision_model.embeddings.position_embedding.weight",
+    "vision_model.attnpool.positional_embedding",
+}
+_PROJECTIONS = {"vision_config": "visual_projection.", "text_config": "text_projection."}
+
+# What KoEnClipImageProcessor does as other image processors do, and what says nothing of the pixels.
+_PICTURE_FIELDS = {
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+}
+_OTHER_FIELDS = {
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "auto_map",
+    # Pictures are always brought to RGB.
+    "do_convert_rgb",
+    "data_format",
+    "default_to_square",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedTower:
+    """A tower in a folder or on the Hub, as the joint model takes it; no weights are read yet."""
+
+    key: str
+    """`vision_config` or `text_config`."""
+    origin: str
+    """Folder or Hub id."""
+    config: PreTrainedConfig
+    """The tower's configuration, that of a native tower where the folder is CLIP's."""
+    source_class: type[PreTrainedModel] | None
+    """What opens the folder; `None` is the class of the joint model's own tower."""
+    joint: Mapping[str, Any]
+    """Fields of KoEnClipConfig that come with it."""
+    loss_type: str
+    """What its logit scale was learned with."""
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the tower is one of this package."""
+        return self.config.model_type.startswith("ko_en_clip")
+
+    def config_with(self, fields: Mapping[str, Any]) -> PreTrainedConfig:
+        """The tower's configuration with other values of some fields, which no weight depends on.
+
+        Raises:
+            ValueError: image_size is among them, and the tower has no position table that could be resized.
+        """
+        if "image_size" in fields and not self.is_native:
+            raise ValueError(
+                f"vision_config.image_size is {fields['image_size']}, but the position table of a "
+                f"{self.config.model_type} is its own and is not resized; leave image_size as {self.origin} has it."
+            )
+        # Weights are float32 whatever the folder's are.
+        config_class: Any = type(self.config)
+        return config_class.from_dict({**self.config.to_dict(), **fields, "dtype": None, "architectures": None})
+
+
+def read_tower(key: str, origin: str) -> PretrainedTower:
+    """What the folder or Hub id `origin` has as its `vision_config` or `text_config`.
+
+    Raises:
+        OSError: there is no such folder or id, or it has no configuration.
+        ValueError: it is a joint model of which no tower can be taken, or the other tower.
+    """
+    config = AutoConfig.from_pretrained(origin)
+    tower_config, joint, source_class, loss_type = config, dict[str, Any](), None, "softmax"
+    is_projected = any(name.endswith("WithProjection") for name in config.architectures or [])
+    if config.model_type in _JOINT:
+        source_class, tower_config = _JOINT[config.model_type], getattr(config, key)
+        joint["projection_dim"] = config.projection_dim
+        if config.model_type == KoEnClipConfig.model_type:
+            joint |= _joint_fields(key, config)
+            loss_type = config.loss_type
+    elif (key, config.model_type) in _SINGLE:
+        source_class = _SINGLE[key, config.model_type][is_projected]
+        if is_projected or config.model_type == KoEnClipResNetConfig.model_type:
+            joint["projection_dim"] = config.projection_dim
+    elif any(model_type == config.model_type for _, model_type in _SINGLE) or "vision_config" in config.sub_configs:
+        raise ValueError(
+            f"{origin} is a {config.model_type}, which is no {key.removesuffix('_config')} tower. Of joint models "
+            f"those of {' and '.join(_JOINT)} are taken apart here; of another, save the tower by itself first."
+        )
+    if tower_config.model_type in _NATIVE:
+        tower_config = _native_config(tower_config)
+    if key == "vision_config":
+        is_resnet = tower_config.model_type == KoEnClipResNetConfig.model_type
+        joint = {"vision_pooling": None, "use_visual_projection": not is_resnet, **joint}
+    return PretrainedTower(
+        key=key, origin=origin, config=tower_config, source_class=source_class, joint=joint, loss_type=loss_type
+    )
+
+
+def _joint_fields(key: str, config: KoEnClipConfig) -> dict[str, Any]:
+    names = {
+        "vision_config": ("vision_pooling", "use_visual_projection"),
+        "text_config": ("text_pooling", "text_projection_bias"),
+    }
+    return {name: getattr(config, name) for name in names[key]}
+
+
+def _native_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    native_class = _NATIVE[config.model_type]
+    fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+    if native_class is KoEnClipTextConfig:
+        # Its defaults name special ids of another vocabulary; the tokenizer's come later.
+        last = config.vocab_size - 1
+        fields |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": last}
+    return native_class.from_dict(fields)
+
+
+# Tokenizer and length of texts
+
+
+def tower_tokenizer(
+    tower: PretrainedTower, config: PreTrainedConfig, tokenizer: str | None, max_text_tokens: int | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a text tower, or another of the same vocabulary, truncating where the position table ends.
+
+    Args:
+        tower: the text tower.
+        config: its configuration.
+        tokenizer: folder or Hub id of another tokenizer.
+        max_text_tokens: tokens at which texts are truncated instead.
+
+    Raises:
+        ValueError: vocabulary or padding are not the tower's, or the position table is shorter than asked.
+    """
+    loaded = AutoTokenizer.from_pretrained(tokenizer or tower.origin)
+    origin, rows = tokenizer or tower.origin, config.vocab_size
+    if len(loaded) > rows or (tokenizer is not None and len(loaded) != rows):
+        raise ValueError(
+            f"the tokenizer of {origin} has {len(loaded)} entries, and the token embedding of {tower.origin} has "
+            f"{rows}: its rows would stand for other tokens. Leave model.tokenizer out to take the tower's own."
+        )
+    if loaded.pad_token_id is None or loaded.padding_side != "right":
+        raise ValueError(
+            f"the tokenizer of {origin} pads with {loaded.pad_token!r} on the {loaded.padding_side}; texts are padded "
+            "on the right, with a token of the tokenizer's. Set pad_token and padding_side in its "
+            "tokenizer_config.json."
+        )
+    if not tower.is_native and config.pad_token_id not in (None, loaded.pad_token_id):
+        raise ValueError(
+            f"the tokenizer of {origin} pads with id {loaded.pad_token_id}, and {tower.origin} was trained with "
+            f"{config.pad_token_id}, from which encoders such as RoBERTa count positions."
+        )
+    longest = longest_text(config)
+    if max_text_tokens is not None and longest is not None and max_text_tokens > longest:
+        raise ValueError(
+            f"model.max_text_tokens is {max_text_tokens}; the position table of {tower.origin} holds {longest} tokens."
+        )
+    limits = [max_text_tokens] if max_text_tokens else [loaded.model_max_length, longest]
+    loaded.model_max_length = min(limit for limit in limits if limit is not None)
+    if loaded.model_max_length >= _NO_LIMIT:
+        raise ValueError(
+            f"neither {tower.origin} nor its tokenizer says how long texts may be; set model.max_text_tokens."
+        )
+    return loaded
+
+
+# transformers writes 1e30 for a tokenizer that has no limit of its own.
+_NO_LIMIT = 10**9
+
+
+def longest_text(config: PreTrainedConfig) -> int | None:
+    """Tokens that the position table of a text tower holds; `None` where it has no table and no limit.
+
+    RoBERTa and its kin count positions from the padding id on, so that a table of 514 rows holds 512 tokens; their
+    table is known by the padding row that it has.
+    """
+    if config.model_type == KoEnClipTextConfig.model_type:
+        return config.max_position_embeddings
+    with torch.device("meta"):
+        tower = AutoModel.from_config(copy.deepcopy(config))
+    for name, module in tower.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    # Relative and rotary positions have no table; what the configuration says is what the tower was trained with.
+    return getattr(config, "max_position_embeddings", None)
+
+
+def special_ids(
+    tower: PretrainedTower, tokenizer: PreTrainedTokenizerBase, pooling: str | None
+) -> dict[str, int | None]:
+    """Special ids of a text tower's configuration that the tokenizer has and the pooling looks for.
+
+    Raises:
+        ValueError: texts are to be pooled at an EOS that the tokenizer has not.
+    """
+    if not tower.is_native and pooling != "eos":
+        return {}
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"texts are pooled at EOS, which the tokenizer of {tower.origin} has not.")
+    if not tower.is_native:
+        return {"eos_token_id": tokenizer.eos_token_id}
+    # CLIP's tokenizer pads with EOS. Texts end at the first, so that padding on the right says nothing to the tower.
+    pads_with_eos = tokenizer.pad_token_id == tokenizer.eos_token_id
+    return {
+        "pad_token_id": None if pads_with_eos else tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def text_pooling_of(tower: PretrainedTower, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """How a text tower is pooled where nothing is said: as the folder says, or at [CLS] as in Chinese-CLIP.
+
+    Raises:
+        ValueError: texts of the tokenizer do not begin with [CLS].
+    """
+    if tower.is_native or "text_pooling" in tower.joint:
+        return tower.joint.get("text_pooling")
+    first = tokenizer("")["input_ids"][:1]
+    if tokenizer.cls_token_id is None or first != [tokenizer.cls_token_id]:
+        raise ValueError(
+            f"texts of {tower.origin} do not begin with [CLS], where an encoder is pooled unless told otherwise. Set "
+            "model.config.text_pooling to cls, eos, mean or pooler."
+        )
+    return "cls"
+
+
+# Pictures
+
+
+def tower_image_processor(origin: str) -> KoEnClipImageProcessor:
+    """The image processor of a folder or Hub id as KoEnClipImageProcessor, of square pictures.
+
+    Raises:
+        ValueError: there is none, or it does what KoEnClipImageProcessor does not.
+    """
+    way_out = (
+        "Say in model.image_processor what the tower was trained with: image_mean, image_std, resample and so on."
+    )
+    try:
+        found = AutoImageProcessor.from_pretrained(origin).to_dict()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{origin} has no image processor that can be read: {error} {way_out}") from error
+    other = {name: value for name, value in found.items() if name not in _PICTURE_FIELDS | _OTHER_FIELDS and value}
+    if other:
+        raise ValueError(
+            f"the image processor of {origin} has {other}, which KoEnClipImageProcessor has not. {way_out}"
+        )
+    # What is left out of the file is off, not KoEnClipImageProcessor's default.
+    fields: dict[str, Any] = {name: False for name in _PICTURE_FIELDS if name.startswith("do_")}
+    fields |= {name: value for name, value in found.items() if name in _PICTURE_FIELDS and value is not None}
+    sides = dict(fields["crop_size"] if fields["do_center_crop"] else fields["size"])
+    side = sides.get("height")
+    if not side or side != sides.get("width"):
+        raise ValueError(
+            f"the image processor of {origin} makes pictures of {sides}; they must be squares of one size. {way_out}"
+        )
+    processor = KoEnClipImageProcessor(**{**fields, "crop_size": {"height": side, "width": side}})
+    try:
+        processor(torch.zeros(3, side, side, dtype=torch.uint8))
+    except ValueError as error:
+        raise ValueError(f"the image processor of {origin} cannot be used: {error} {way_out}") from error
+    return processor
+
+
+def check_vision_pooling(tower: PretrainedTower, pooling: str | None) -> None:
+    """Check that it is said how a vision tower of transformers is pooled.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not tower.is_native and pooling not in VISION_POOLINGS:
+        raise ValueError(
+            f"model.config.vision_pooling is {pooling!r}, and {tower.origin} is a {tower.config.model_type}, which "
+            f"can be pooled in several ways. Set it to one of {', '.join(VISION_POOLINGS)}."
+        )
+
+
+# Weights
+
+
+def load_tower(model: PreTrainedModel, tower: PretrainedTower, *, with_logit_scale: bool) -> None:
+    """Put the weights of a tower into a model, with its projection where that fits.
+
+    Args:
+        model: KoEnClipModel or KoEnClipForPreTraining with fresh weights in float32.
+        tower: where they come from.
+        with_logit_scale: whether the logit scale, and the bias of a sigmoid loss, come with the projection.
+
+    Raises:
+        ValueError: the folder does not have every weight of the tower.
+    """
+    own, prefix, projection = model.state_dict(), _PREFIXES[tower.key], _PROJECTIONS[tower.key]
+    found, left_out = _weights(type(model.get_submodule(prefix[:-1])), tower)
+    found = fitted(found, own)
+    wanted = [name for name in own if name.startswith(prefix)]
+    missing = [name for name in wanted if name not in found or found[name].shape != own[name].shape]
+    if missing:
+        raise ValueError(
+            f"{tower.origin} lacks {len(missing)} of the {len(wanted)} weights of the {tower.config.model_type}, or "
+            f"has them in another shape: {_listed(missing)}. A tower that is new in part would be no pre-trained one."
+            + (" Choose another pooling than 'pooler'." if all(".pooler." in name for name in missing) else "")
+        )
+    extra = [name for name in own if name.startswith(projection)]
+    if all(name in found and found[name].shape == own[name].shape for name in extra):
+        scale = ("logit_scale", "logit_bias") if with_logit_scale and extra else ()
+        extra += [name for name in scale if name in own and name in found]
+    else:
+        extra = []
+    model.load_state_dict({name: found[name] for name in (*wanted, *extra)}, strict=False)
+    left = [*left_out, *(name for name in found if name not in wanted and name not in extra)]
+    new = [name for name in own if not name.startswith(tuple(_PREFIXES.values())) and name not in extra]
+    logger.info("%s has its %d weights from %s", prefix[:-1], len(wanted), tower.origin)
+    logger.info("from there too: %s; not from there: %s", _listed(extra) or "nothing", _listed(new) or "nothing")
+    logger.info("left there: %s", _listed(left) or "nothing")
+
+
+def _weights(own_class: type[nn.Module], tower: PretrainedTower) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Weights that a folder has, by the joint model's names, and names of those that the source class has not."""
+    # Weights of another shape count as missing.
+    source_class: Any = tower.source_class or own_class
+    source, info = source_class.from_pretrained(
+        tower.origin,
+        dtype=torch.float32,
+        weights_only=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    names = source.state_dict()
+    # A tower by itself has its weights without the joint model's prefix.
+    is_bare = not any(name.startswith(_PREFIXES[tower.key]) for name in names)
+    prefix = _PREFIXES[tower.key] if is_bare else ""
+    absent = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    weights = {prefix + name: weight for name, weight in names.items() if name not in absent}
+    return weights, list(info["unexpected_keys"])
+
+
+def fitted(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights with the vision tower's position table resized, bicubically, to the number of rows of a model's own."""
+    fitting = dict(weights)
+    for name in _POSITION_TABLES & set(weights) & set(own):
+        grid, own_grid = (math.isqrt(len(table) - 1) for table in (weights[name], own[name]))
+        fitting[name] = resized_positions(weights[name], grid, (own_grid, own_grid))
+    return fitting
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names by their first two parts, with how many there are: cls.predictions (5)."""
+    groups = Counter(".".join(name.split(".")[:2]) for name in names)
+    return ", ".join(f"{group} ({number})" for group, number in sorted(groups.items()))
