@@ -127,8 +127,7 @@ class PretrainedTower:
                 f"{self.config.model_type} is its own and is not resized; leave image_size as {self.origin} has it."
             )
         # Weights are float32 whatever the folder's are.
-        config_class: Any = type(self.config)
-        return config_class.from_dict({**self.config.to_dict(), **fields, "dtype": None, "architectures": None})
+        return self.config.from_dict({**self.config.to_dict(), **fields, "dtype": None, "architectures": None})
 
 
 def read_tower(key: str, origin: str) -> PretrainedTower:
