@@ -2,11 +2,13 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from moved_weights import moved
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -24,11 +26,15 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
     PreTrainedModel,
     RobertaConfig,
     RobertaModel,
     SiglipConfig,
     SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     ViTConfig,
     ViTModel,
 )
@@ -88,8 +94,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, CLIPModel]:
     )
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 10
     config = CLIPConfig(
-        text_config={**BLOCKS, "vocab_size": 11, "max_position_embeddings": 9, "eos_token_id": 10, "bos_token_id": 9},
-        vision_config={**BLOCKS, **PICTURES},
+        text_config={**BLOCKS, "vocab_size": 11, "max_position_embeddings": 9, "eos_token_id": 10, "bos_token_id": 9}
+        | {"projection_dim": 12},
+        vision_config={**BLOCKS, **PICTURES, "projection_dim": 12},
         projection_dim=12,
     )
     torch.manual_seed(0)
@@ -220,7 +227,7 @@ def test_towers_are_the_sources_and_the_visual_projection_and_the_temperature_co
     assert differing == {"text_projection.weight"}
     assert (model.config.text_pooling, model.config.projection_dim) == ("cls", 12)
     for words in (
-        f"vision_model has its 37 weights from {clip[0]}",
+        f"vision_model has its 39 weights from {clip[0]}",
         "from there too: logit_scale (1), visual_projection.weight (1); not from there: text_projection.weight (1)",
         f"text_model has its 37 weights from {bert[0]}",
         "left there: text_model.pooler (2)",
@@ -254,16 +261,19 @@ def test_a_temperature_of_the_softmax_loss_is_none_of_the_sigmoid_loss(
     assert torch.equal(model.visual_projection.weight, clip[1].visual_projection.weight)
 
 
-def test_a_size_gives_what_is_not_pre_trained(clip: tuple[str, CLIPModel], bert: tuple[str, BertModel]) -> None:
+def test_a_size_gives_what_is_not_pre_trained(
+    clip: tuple[str, CLIPModel], bert: tuple[str, BertModel], tokenizer_folder: str
+) -> None:
+    """The second is LiT's way with a new text tower."""
     small = {"vision_config": {**BLOCKS, **PICTURES}}
     model, _ = started(text_init=bert[0], size="chinese_clip_vit_b16", config=small)
-    assert model.config.projection_dim == 512 and model.config.text_config.hidden_size == 16
-    model, _ = (
-        started(vision_init=clip[0], size="align_b3_bert_mini", tokenizer=None, text_init=None, init=None)
-        if (False)
-        else (model, None)
-    )
-    assert model.config.vision_config.image_size == 32
+    assert (model.config.projection_dim, model.config.text_config.hidden_size) == (512, 16)
+    assert torch.equal(model.text_model.embeddings.word_embeddings.weight, bert[1].embeddings.word_embeddings.weight)
+    small = {"text_config": {**BLOCKS}}
+    model, processor = started(vision_init=clip[0], tokenizer=tokenizer_folder, size="clip_rn50", config=small)
+    assert (model.config.projection_dim, model.config.text_config.vocab_size) == (12, 400)
+    assert_features(image_features(model), image_features(clip[1]), image_features(fresh(model)))
+    assert list(processor.image_processor.image_mean) == MEAN
 
 
 # Folders of a vision tower
@@ -332,6 +342,25 @@ def test_a_resnet_of_ours_and_its_position_table(
     assert processor.image_processor.crop_size["height"] == (32 if size == 64 else 96)
     with pytest.raises(ValueError, match="has them in another shape"):
         started(vision_init=str(tmp_path), text_init=bert[0], config={"projection_dim": 10})
+
+
+@pytest.mark.parametrize("name", ["siglip", "dinov2"])
+def test_other_vision_encoders_of_transformers(bert: tuple[str, BertModel], tmp_path: Path, name: str) -> None:
+    """SigLIP's tower has names that begin as the joint model's do; DINOv2's pictures are not of its table's size."""
+    fields = {each: value for each, value in BLOCKS.items() if name == "siglip" or each != "intermediate_size"}
+    torch.manual_seed(4)
+    source = moved(
+        SiglipVisionModel(SiglipVisionConfig(**fields, **PICTURES))
+        if name == "siglip"
+        else Dinov2Model(Dinov2Config(**fields, image_size=64, patch_size=8))
+    )
+    source.save_pretrained(tmp_path)
+    save_processor(tmp_path, VIT_PROCESSOR)
+    model, processor = started(vision_init=str(tmp_path), text_init=bert[0], config={"vision_pooling": "pooler"})
+    with torch.no_grad():
+        expected = source(pictures()).pooler_output @ model.visual_projection.weight.T
+    assert_features(image_features(model), expected, image_features(fresh(model)))
+    assert processor.image_processor.crop_size["height"] == 32
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
@@ -412,7 +441,7 @@ def test_roberta_counts_positions_from_its_padding(roberta: tuple[str, RobertaMo
     )
     # The twin: one token more is outside the table.
     longer = {"input_ids": torch.full((1, 11), 7), "attention_mask": torch.ones(1, 11)}
-    with pytest.raises(IndexError):
+    with pytest.raises((IndexError, RuntimeError), match="out of (range|bounds)"):
         cls_states(roberta[1], longer)
     assert started(text_init=roberta[0], config=small, max_text_tokens=5)[1].tokenizer.model_max_length == 5
     with pytest.raises(ValueError, match="max_text_tokens is 11; the position table of .* holds 10 tokens"):
@@ -444,7 +473,7 @@ def test_half_precision_folders_are_trained_in_float32(
     for name, source in (("clip", clip), ("bert", bert)):
         half = type(source[1]).from_pretrained(source[0], dtype=torch.float16)
         half.save_pretrained(tmp_path / name)
-        assert half.config.dtype == torch.float16
+        assert {each.dtype for each in load_file(tmp_path / name / "model.safetensors").values()} == {torch.float16}
     CLIPTokenizer.from_pretrained(clip[0]).save_pretrained(tmp_path / "clip")
     BertTokenizer.from_pretrained(bert[0]).save_pretrained(tmp_path / "bert")
     save_processor(tmp_path / "clip", CLIP_PROCESSOR)
@@ -496,7 +525,7 @@ def test_a_tower_that_lacks_a_weight_is_refused(
     weights = load_file(folder / "model.safetensors")
     name = next(each for each in sorted(weights) if "layers.1" in each and "vision" in each or "layer.1" in each)
     save_file({each: weight for each, weight in weights.items() if each != name}, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"lacks 1 of the 37 weights of the .*encoder\.layer"):
+    with pytest.raises(ValueError, match=rf"lacks 1 of the 3[79] weights of the .*{re.escape(name)}"):
         started(**{**folders, side: str(folder)})
 
 
@@ -655,12 +684,9 @@ def test_the_position_table_is_resized_for_larger_pictures(
     assert_features(image_features(model, 48), image_features(tiny_model, 48), image_features(fresh(model), 48))
     assert processor.image_processor.crop_size["height"] == 48
     assert dict(processor.image_processor.size)["shortest_edge"] == 48
-    with pytest.raises(ValueError, match="not a multiple") as error:
-        started(
-            **{**settings, "config": {"vision_config": {"image_size": 50}}},
-            **({"text_init": bert[0]} if way == "vision_init" else {}),
-        )
-    assert "50" in str(error.value)
+    settings["config"] = {"vision_config": {"image_size": 50}}
+    with pytest.raises(StrictDataclassError, match=r"image_size \(50\) is not a multiple of vision_config.patch_size"):
+        started(**settings, **({"text_init": bert[0]} if way == "vision_init" else {}))
 
 
 def test_a_foreign_tower_keeps_its_size(vit: tuple[str, ViTModel], bert: tuple[str, BertModel]) -> None:
@@ -793,13 +819,14 @@ def test_a_batch_of_the_loader_trains_it(
         assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.parametrize("text", ["bert", "roberta", "clip"])
 def test_model_and_processor_are_the_same_after_saving(
-    clip: tuple[str, CLIPModel], bert: tuple[str, BertModel], tmp_path: Path
+    clip: tuple[str, CLIPModel], text: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    model, processor = started(vision_init=clip[0], text_init=bert[0], max_text_tokens=6)
+    model, processor = started(vision_init=clip[0], text_init=request.getfixturevalue(text)[0], max_text_tokens=6)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)

@@ -19,17 +19,8 @@ from ..modeling_ko_en_clip import KoEnClipModel
 from ..processing_ko_en_clip import KoEnClipProcessor
 from ..tokenization_ko_en_clip import KoEnClipTokenizerFast
 from .checkpoints import Progress
-from .pretrained_towers import (
-    PretrainedTower,
-    check_vision_pooling,
-    fitted,
-    load_tower,
-    read_tower,
-    special_ids,
-    text_pooling_of,
-    tower_image_processor,
-    tower_tokenizer,
-)
+from .pretrained_processors import special_ids, text_pooling_of, tower_image_processor, tower_tokenizer
+from .pretrained_towers import PretrainedTower, check_vision_pooling, fitted, load_tower, read_tower
 from .settings import ModelSettings, StageSettings
 
 Model = TypeVar("Model", bound=PreTrainedModel)
