@@ -228,9 +228,10 @@ def test_towers_are_the_sources_and_the_visual_projection_and_the_temperature_co
     assert (model.config.text_pooling, model.config.projection_dim) == ("cls", 12)
     for words in (
         f"vision_model has its 39 weights from {clip[0]}",
-        "from there too: logit_scale (1), visual_projection.weight (1); not from there: text_projection.weight (1)",
+        "from there too: logit_scale (1), visual_projection.weight (1); left there: text_model.embeddings (2)",
         f"text_model has its 37 weights from {bert[0]}",
-        "left there: text_model.pooler (2)",
+        "from there too: nothing; left there: text_model.pooler (2)",
+        "new weights: text_projection.weight (1)\n",
     ):
         assert words in caplog.text
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,8 +21,10 @@ from ..processing_ko_en_clip import KoEnClipProcessor
 from ..tokenization_ko_en_clip import KoEnClipTokenizerFast
 from .checkpoints import Progress
 from .pretrained_processors import special_ids, text_pooling_of, tower_image_processor, tower_tokenizer
-from .pretrained_towers import PretrainedTower, check_vision_pooling, fitted, load_tower, read_tower
+from .pretrained_towers import PretrainedTower, check_vision_pooling, fitted, listed, load_tower, read_tower
 from .settings import ModelSettings, StageSettings
+
+logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -189,17 +192,19 @@ def starting_model(model_class: type[Model], config: KoEnClipConfig, settings: M
         return _loaded(model_class, config, settings)
     model = model_class._from_config(config, dtype=torch.float32, attn_implementation=settings.attn_implementation)
     vision, text = _pretrained(settings)
+    taken: set[str] = set()
     if vision is not None:
         # A temperature that is asked for, or that belongs to another loss, is not CLIP's.
         asked = {"logit_scale_init_value", "logit_bias_init_value"} & set(settings.config)
-        load_tower(model, vision, with_logit_scale=not asked and vision.loss_type == config.loss_type)
+        taken |= load_tower(model, vision, with_logit_scale=not asked and vision.loss_type == config.loss_type)
     if text is not None:
         if not isinstance(model, KoEnClipModel):
             raise ValueError(
                 f"model.text_init is {settings.text_init!r}, but {model_class.__name__} has no text tower; give it to "
                 "`train`, with the folder that this stage leaves as vision_init."
             )
-        load_tower(model, text, with_logit_scale=False)
+        taken |= load_tower(model, text, with_logit_scale=False)
+    logger.info("new weights: %s", listed(name for name in model.state_dict() if name not in taken))
     return model
 
 

@@ -167,13 +167,16 @@ def check_vision_pooling(tower: PretrainedTower, pooling: str | None) -> None:
         )
 
 
-def load_tower(model: PreTrainedModel, tower: PretrainedTower, *, with_logit_scale: bool) -> None:
+def load_tower(model: PreTrainedModel, tower: PretrainedTower, *, with_logit_scale: bool) -> set[str]:
     """Put the weights of a tower into a model, with its projection where that fits.
 
     Args:
         model: KoEnClipModel or KoEnClipForPreTraining with fresh weights in float32.
         tower: where they come from.
         with_logit_scale: whether the logit scale, and the bias of a sigmoid loss, come with the projection.
+
+    Returns:
+        Names of the weights that came from there.
 
     Raises:
         ValueError: the folder does not have every weight of the tower.
@@ -196,12 +199,12 @@ def load_tower(model: PreTrainedModel, tower: PretrainedTower, *, with_logit_sca
         extra += [name for name in scale if name in own and name in found]
     else:
         extra = []
-    model.load_state_dict({name: found[name] for name in (*wanted, *extra)}, strict=False)
-    left = [*left_out, *(name for name in found if name not in wanted and name not in extra)]
-    new = [name for name in own if not name.startswith(tuple(_PREFIXES.values())) and name not in extra]
+    taken = {*wanted, *extra}
+    model.load_state_dict({name: found[name] for name in taken}, strict=False)
+    left = [*left_out, *(name for name in found if name not in taken)]
     logger.info("%s has its %d weights from %s", prefix[:-1], len(wanted), tower.origin)
-    logger.info("from there too: %s; not from there: %s", _listed(extra) or "nothing", _listed(new) or "nothing")
-    logger.info("left there: %s", _listed(left) or "nothing")
+    logger.info("from there too: %s; left there: %s", listed(extra), listed(left))
+    return taken
 
 
 def _weights(own_class: type[nn.Module], tower: PretrainedTower) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -233,7 +236,7 @@ def fitted(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor])
     return fitting
 
 
-def _listed(names: Iterable[str]) -> str:
-    """Names by their first two parts, with how many there are: cls.predictions (5)."""
+def listed(names: Iterable[str]) -> str:
+    """Names by their first two parts, with how many there are: cls.predictions (5); or "nothing"."""
     groups = Counter(".".join(name.split(".")[:2]) for name in names)
-    return ", ".join(f"{group} ({number})" for group, number in sorted(groups.items()))
+    return ", ".join(f"{group} ({number})" for group, number in sorted(groups.items())) or "nothing"
