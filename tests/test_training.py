@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoProcessor
 
 import ko_en_clip.training.loop as loop
 from ko_en_clip import KoEnClipForPreTraining, KoEnClipModel
-from ko_en_clip.data.loading import LoadingSettings
+from ko_en_clip.data.loading import LoadingSettings, make_loader, open_sources
 from ko_en_clip.data.pairs import DataSettings, open_pairs
 from ko_en_clip.manifests import read_manifest, verify_manifest
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
@@ -113,7 +113,7 @@ def test_a_run_leaves_a_loadable_model_logs_and_a_manifest(settings, tmp_path):
     assert [line["step"] for line in read_metrics(folder)] == [1, 2, 3, 4, 5, 6]
     manifest = read_manifest(folder)
     assert manifest["stage"] == "train" and manifest["settings"]["run"]["num_steps"] == 6
-    assert manifest["inputs"]["data"]["rows"] == 2000
+    assert manifest["inputs"]["data"][0]["rows"] == 2000
     assert verify_manifest(folder) == []
     (folder / "config.json").write_text("{}", encoding="utf-8")
     assert verify_manifest(folder) == ["config.json"]
@@ -176,7 +176,17 @@ def run_in_fp16(settings, folder, overflow_at=(), stop_at=None, init_scale=2.0**
     first_step = int(checkpoints[-1].name.split("-")[1]) if checkpoints else 0
     objective = Overflowing(model, ["ko", "en"])
     settings = in_folder(settings, folder, **run)
-    progress = run_loop(accelerator, objective, open_pairs(settings.data), processor, settings)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    sources = open_sources(settings.sources)
+
+    def loader_from(state):
+        return make_loader(
+            sources, processor, settings.loading, settings.augmentation, objective.crops,
+            with_pictures=True, with_text=True, num_steps=settings.run.num_steps, state=state, seed=0, rank=0,
+            num_processes=1,
+        )  # fmt: skip
+
+    progress = run_loop(accelerator, objective, loader_from, len(sources[0]), settings)
     weights.append(model.text_projection.weight.detach().clone())
     return progress, weights, accelerator.scaler
 

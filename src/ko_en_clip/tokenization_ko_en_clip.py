@@ -95,7 +95,12 @@ def check_input_ids(input_ids: Sequence[Sequence[int]], tokenizer: TokenizersBac
 
 
 def text_lengths_of(input_ids: Sequence[Sequence[int]], tokenizer: TokenizersBackend) -> list[int]:
-    """Tokens of each row up to and with its first EOS, where a text ends for the model; each row has one."""
+    """Tokens of each row up to and with its first EOS, where a text ends for the model; each row has one.
+
+    With a tokenizer that has no EOS, as BERT's, all tokens but the padding on the right.
+    """
+    if tokenizer.eos_token_id is None:
+        return [max(n for n, token in enumerate(row, 1) if token != tokenizer.pad_token_id) for row in input_ids]
     return [list(row).index(tokenizer.eos_token_id) + 1 for row in input_ids]
 
 

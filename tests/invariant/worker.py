@@ -27,12 +27,16 @@ from transformers import Trainer, TrainingArguments
 import ko_en_clip.losses_ko_en_clip as losses
 from ko_en_clip import KoEnClipConfig, KoEnClipImageProcessor, KoEnClipModel, KoEnClipProcessor
 from ko_en_clip.data.augmentation import AugmentationSettings, MultiCropSettings
-from ko_en_clip.data.loading import Collator, LoadingSettings, Ticket, TrainingPairs
+from ko_en_clip.data.collation import Collator
+from ko_en_clip.data.examples import ExampleMaker
+from ko_en_clip.data.feeds import TrainingPairs
+from ko_en_clip.data.loading import BatchLoader, LoadingSettings, make_loader
+from ko_en_clip.data.mixing import Ticket
 from ko_en_clip.data.pairs import DataSettings, PairSet
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 from ko_en_clip.training.contrastive import PicturesAndTexts
 from ko_en_clip.training.logs import read_metrics
-from ko_en_clip.training.loop import make_accelerator, run_loop
+from ko_en_clip.training.loop import run_loop
 from ko_en_clip.training.settings import (
     ContrastiveSettings,
     ModelSettings,
@@ -40,6 +44,7 @@ from ko_en_clip.training.settings import (
     RunSettings,
     ViewSettings,
 )
+from ko_en_clip.training.stages import make_accelerator
 
 NUM_PAIRS = 8
 CAPTIONS = [
@@ -164,17 +169,44 @@ def by_our_loop(
             return loss
 
     objective = Recording(trained, ["ko", "en"], views)
+    accelerator = make_accelerator(settings.run)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+
+    def loader_from(state: Any) -> BatchLoader:
+        return make_loader(
+            [pair_set(every_language)],
+            parts,
+            settings.loading,
+            settings.augmentation,
+            objective.crops,
+            with_pictures=True,
+            with_text=True,
+            num_steps=num_steps,
+            state=state,
+            seed=0,
+            rank=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
+
     with captured_gradients(trained) as gradients:
-        run_loop(make_accelerator(settings.run), objective, pair_set(every_language), parts, settings)
+        run_loop(accelerator, objective, loader_from, NUM_PAIRS, settings)
     return {"loss": seen[0], "gradients": gradients}
 
 
 def by_trainer(folder: Path, dtype: torch.dtype) -> dict[str, object]:
     parts, trained = processor(), None
-    rows = TrainingPairs(
-        pair_set(), parts.image_processor, AugmentationSettings(), MultiCropSettings(), with_text=True, seed=0
+    make = ExampleMaker(
+        languages=["ko"],
+        image_size=16,
+        augmentation=AugmentationSettings(),
+        crops=MultiCropSettings(),
+        with_pictures=True,
+        with_text=True,
+        every_language=False,
+        by_shares=False,
+        seed=0,
     )
-    collator = Collator(parts, AugmentationSettings(), with_text=True)
+    rows, collator = TrainingPairs(pair_set(), make), Collator(parts, AugmentationSettings())
 
     def collate(tickets: list[Ticket]) -> dict[str, object]:
         batch = collator([rows[ticket] for ticket in tickets])

@@ -73,5 +73,5 @@ def _guessing_loss(settings: ContrastiveSettings, config: KoEnClipConfig) -> flo
     """
     if config.loss_type != "softmax":
         return None
-    languages = len(set(settings.data.captions.values())) if settings.loading.every_language else 1
+    languages = len(settings.languages) if settings.loading.every_language else 1
     return sum(config.direction_weights) * math.log(1 + languages * (settings.loading.global_batch_size - 1))

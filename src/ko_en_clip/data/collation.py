@@ -68,6 +68,7 @@ class Collator:
             "text_lengths": text_lengths_of(texts["input_ids"].tolist(), self.processor.tokenizer),
             "groups": torch.tensor([group_number(group) for group in groups]),
             "languages": [caption.language for caption in captions],
+            "captions": [caption.text for caption in captions],
         }
 
 

@@ -15,10 +15,10 @@ from ..losses_ko_en_clip import gather_with_grad, process_rank
 from ..modeling_ko_en_clip import KoEnClipModel, l2_normalized
 from .finetuning import add_adapters, interpolate
 from .held_out import Evaluate
-from .stages import run_stage
 from .models import starting_model
 from .objectives import Figures, Objective
 from .settings import ContrastiveSettings, ViewSettings
+from .stages import run_stage
 
 
 class PicturesAndTexts(Objective):

@@ -14,9 +14,9 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from ..modeling_ko_en_clip import KoEnClipModel
 from .held_out import Evaluate
-from .stages import run_stage
 from .objectives import Figures, Objective
 from .settings import DistillationSettings
+from .stages import run_stage
 
 
 class TaughtTexts(Objective):

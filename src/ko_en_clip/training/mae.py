@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ..modeling_ko_en_clip_mae import KoEnClipForPreTraining
-from .stages import run_stage
 from .objectives import Objective
 from .settings import StageSettings
+from .stages import run_stage
 
 
 class MaskedPatches(Objective):

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
+import yaml
+
 from ..data.augmentation import AugmentationSettings, MultiCropSettings
 from ..data.loading import LoadingSettings
 from ..data.mixing import check_source_shares
@@ -136,35 +138,111 @@ class OptimizationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """What the model is: one to start from, or a configuration with a tokenizer."""
+    """What the model is: one to start from, pre-trained towers, or a configuration with a tokenizer."""
 
     init: str | None = None
     """Folder or Hub id whose configuration, processor and weights the run starts from. A folder that `pretrain` wrote
     gives the vision tower, and the rest is new."""
+    vision_init: str | None = None
+    """Folder or Hub id of a pre-trained vision tower: CLIP or its vision tower, KoEnClip, or any vision encoder of
+    transformers, which then needs `config.vision_pooling`. It brings its image processor, and, where the joint
+    dimension is the same, its visual projection and logit scale, as Chinese-CLIP takes them from CLIP (Yang et al.
+    2022, appendix A.2). The text side is told by `text_init`, or by `tokenizer` with `config` or `size`."""
+    text_init: str | None = None
+    """Folder or Hub id of a pre-trained text tower: an encoder such as BERT or RoBERTa, or the text tower of a CLIP or
+    KoEnClip folder. It brings its tokenizer. An encoder is pooled at [CLS], as Chinese-CLIP's is (its
+    released code), unless `config.text_pooling` says otherwise; its projection is new (Yang et al. 2022, appendix
+    A.2)."""
     tokenizer: str | None = None
-    """Folder that `train-tokenizer` wrote; with `config`. Vocabulary, length and special ids come from it."""
+    """Folder that `train-tokenizer` wrote, for a new text tower, of which vocabulary, length and special ids come from
+    it; or, with `text_init`, a tokenizer in place of the tower's own, with as many entries."""
+    max_text_tokens: int | None = None
+    """With `text_init`: tokens, special ones included, to which texts are truncated. Chinese-CLIP takes 52 (its
+    released code). Default: what tokenizer and position table both hold."""
     size: str | None = None
     """A published architecture by name, such as kelip_vit_b32, clip_rn50, chinese_clip_vit_b16 or align_b7_bert_base
-    (`ko_en_clip/sizes_ko_en_clip.py` has all); with `tokenizer`."""
+    (`ko_en_clip/sizes_ko_en_clip.py` has all), for what is not pre-trained."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of KoEnClipConfig, `text_config` and `vision_config` nested, or what differs from `size`; with
-    `tokenizer`."""
+    """Fields of KoEnClipConfig, `text_config` and `vision_config` nested, or what differs from `size`. With `init`
+    only label_smoothing, direction_weights and mask_ratio. Of a pre-trained tower only dropout, such as FLIP's
+    patch_dropout, which is 0 again in its last, unmasked steps (Li et al. 2023, section 3), and, of a native vision
+    tower, image_size, for which its position table is resized."""
     image_processor: dict[str, Any] = field(default_factory=dict)
-    """Fields of KoEnClipImageProcessor other than its size, which is the vision tower's image_size."""
+    """Fields of KoEnClipImageProcessor other than its size, which is the vision tower's image_size. With `vision_init`
+    in place of the image processor of that folder, image_mean and image_std among them."""
     attn_implementation: str = "sdpa"
     """Attention of transformers: sdpa, eager, flash_attention_2 and so on. In bf16 on a CPU eager is the faster: there
     torch's fused attention falls back to a slow backward pass."""
 
     def __post_init__(self) -> None:
-        if (self.init is None) == (self.tokenizer is None):
+        if (self.init is None) == (self.tokenizer is None and self.text_init is None):
             raise ValueError(
-                f"model.init is {self.init!r} and model.tokenizer is {self.tokenizer!r}; give one of them: init to "
-                "start from a model, tokenizer (with config) to start afresh."
+                f"model.init is {self.init!r}, model.tokenizer is {self.tokenizer!r} and model.text_init is "
+                f"{self.text_init!r}; give one of them: init to start from a whole model, tokenizer (with config or "
+                "size) for a new text tower, text_init for a pre-trained one."
             )
-        if self.init is not None and (self.size or self.config or self.image_processor):
+        self._check_combination()
+        self._check_fixed_fields()
+        sizes = sorted({"size", "crop_size"} & set(self.image_processor))
+        if sizes:
             raise ValueError(
-                "model.size, model.config and model.image_processor do not go with model.init, which brings its own."
+                f"model.image_processor has {', '.join(sizes)}, but pictures have the side that "
+                "model.config.vision_config.image_size says; set it there."
             )
+        if self.vision_init and self.image_processor and not {"image_mean", "image_std"} <= set(self.image_processor):
+            raise ValueError(
+                "model.image_processor replaces the image processor of model.vision_init, so that it needs image_mean "
+                "and image_std, the ones that the tower was trained with."
+            )
+
+    def _check_combination(self) -> None:
+        if self.init is not None:
+            names = ("vision_init", "size", "image_processor", "max_text_tokens")
+            given = [f"model.{name}" for name in names if getattr(self, name)]
+            if given:
+                raise ValueError(f"{' and '.join(given)} do not go with model.init, which brings its own.")
+        if self.size and self.vision_init and self.text_init:
+            raise ValueError(
+                f"model.size is {self.size!r}, but both towers are pre-trained and bring their own; leave it out."
+            )
+        if self.max_text_tokens is not None and (self.text_init is None or self.max_text_tokens < 3):
+            raise ValueError(
+                f"model.max_text_tokens is {self.max_text_tokens}; it goes with model.text_init and is at least 3, "
+                "for a token between two special ones. A new text tower has the length of its tokenizer."
+            )
+
+    def _check_fixed_fields(self) -> None:
+        """What pre-trained weights fix cannot be changed.
+
+        Raises:
+            ValueError: `config` has such fields.
+        """
+        fixed = [] if self.init is None else sorted(set(self.config) - _CHANGEABLE_FIELDS - {*_TOWER_FIELDS})
+        for name in _TOWER_FIELDS:
+            pretrained = self.init or (self.vision_init if name == "vision_config" else self.text_init)
+            fields = self.config.get(name) or {}
+            fields = yaml.safe_load(fields) if isinstance(fields, str) else fields
+            fixed += [f"{name}.{each}" for each in fields if pretrained and not _may_change(name, each)]
+        if fixed:
+            raise ValueError(
+                f"{', '.join(fixed)} in model.config do not go with model.init, model.vision_init or model.text_init, "
+                "whose weights fix them. What may be changed there: fields of a pre-trained tower with 'dropout' in "
+                "their name, drop_path_rate, drop_connect_rate, vision_config.image_size; with init also "
+                f"{', '.join(sorted(_CHANGEABLE_FIELDS))}."
+            )
+
+
+# Fields of a configuration that no weight depends on, so that a model can be tuned with other ones.
+_CHANGEABLE_FIELDS = {"label_smoothing", "direction_weights", "mask_ratio"}
+_TOWER_FIELDS = ("text_config", "vision_config")
+
+
+def _may_change(tower: str, name: str) -> bool:
+    return (
+        "dropout" in name
+        or name in ("drop_path_rate", "drop_connect_rate")
+        or (tower, name) == ("vision_config", "image_size")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +386,15 @@ class DistillationSettings(StageSettings):
 def identity_of(settings: StageSettings, num_rows: int) -> dict[str, Any]:
     """What has to be the same when a run goes on: all but where it writes, how often, and what it says."""
     identity = dataclasses.asdict(settings)
-    for name in ("output_dir", "resume", "log_steps", "checkpoint_steps", "keep_checkpoints", "eval_suites", "eval_steps"):
+    for name in (
+        "output_dir",
+        "resume",
+        "log_steps",
+        "checkpoint_steps",
+        "keep_checkpoints",
+        "eval_suites",
+        "eval_steps",
+    ):
         del identity["run"][name]
     for name in ("num_workers", "max_bad_image_share"):
         # The loader's own state refuses another number of workers where it matters.

@@ -89,17 +89,13 @@ def run_stage(
         num_processes=accelerator.num_processes,
     )
     num_rows = sum(len(source) for source in sources)
-    progress = run_loop(
-        accelerator, objective, lambda state: loader_from(state=state), num_rows, settings, evaluate
-    )
+    progress = run_loop(accelerator, objective, lambda state: loader_from(state=state), num_rows, settings, evaluate)
     if progress.step < settings.run.num_steps:
         if accelerator.is_main_process:
             logger.warning("told to stop: saved after step %d; go on with run.resume", progress.step)
     else:
         finish(model)
-        save_run(
-            accelerator, model, processor, verb=verb, settings=settings, sources=sources, progress=progress
-        )
+        save_run(accelerator, model, processor, verb=verb, settings=settings, sources=sources, progress=progress)
     accelerator.end_training()
 
 
