@@ -16,11 +16,13 @@ from ko_en_clip.training.settings import StageSettings
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 # Frozen on purpose: a new flag is a decision, and this list is where it is seen.
+STAGE = {"data", "model", "loading", "optimization", "run", "augmentation"}
 FLAGS = {
     "demo": {"output_dir", "pretrain_steps", "train_steps", "one_language"},
     "train-tokenizer": {"output_dir", "tokenizer", "sources", "num_texts", "held_out", "compare"},
-    "pretrain": {"data", "model", "loading", "optimization", "run", "augmentation"},
-    "train": {"data", "model", "loading", "optimization", "run", "augmentation"},
+    "pretrain": STAGE,
+    "train": STAGE | {"views", "finetuning"},
+    "distill": STAGE | {"teacher", "teacher_language"},
     "evaluate": {"model", "suite", "override", "output_dir"},
     "publish": {"model", "to", "hub", "public", "facts", "results"},
 }

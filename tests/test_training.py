@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from stopped_runs import stopped_after
 from training_texts import caption_texts
 from transformers import AutoModel, AutoProcessor
 
@@ -27,7 +28,13 @@ from ko_en_clip.training.loop import run_loop
 from ko_en_clip.training.mae import MaskedPatches, pretrain_mae
 from ko_en_clip.training.models import starting_point
 from ko_en_clip.training.optimization import learning_rate_at, make_optimizer
-from ko_en_clip.training.settings import ContrastiveSettings, ModelSettings, OptimizationSettings, RunSettings
+from ko_en_clip.training.settings import (
+    ContrastiveSettings,
+    ModelSettings,
+    OptimizationSettings,
+    RunSettings,
+    ViewSettings,
+)
 
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 CONFIG = {
@@ -181,7 +188,7 @@ def run_in_fp16(settings, folder, overflow_at=(), stop_at=None, init_scale=2.0**
 
     def loader_from(state):
         return make_loader(
-            sources, processor, settings.loading, settings.augmentation, objective.crops,
+            sources, processor, settings.loading, settings.augmentation, ViewSettings(),
             with_pictures=True, with_text=True, num_steps=settings.run.num_steps, state=state, seed=0, rank=0,
             num_processes=1,
         )  # fmt: skip
@@ -425,7 +432,8 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(settings, monkeypatch):
 
 
 def test_a_torn_last_line_of_the_metrics_does_not_stop_a_resume(settings, tmp_path):
-    train_contrastive(in_folder(settings, tmp_path / "run", num_steps=3))
+    with stopped_after(3):
+        train_contrastive(in_folder(settings, tmp_path / "run"))
     metrics = tmp_path / "run" / "metrics.jsonl"
     whole = losses(tmp_path / "run")
     metrics.write_text(metrics.read_text(encoding="utf-8") + '{"step": 4, "lo', encoding="utf-8")

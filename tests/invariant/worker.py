@@ -178,7 +178,7 @@ def by_our_loop(
             parts,
             settings.loading,
             settings.augmentation,
-            objective.crops,
+            views,
             with_pictures=True,
             with_text=True,
             num_steps=num_steps,

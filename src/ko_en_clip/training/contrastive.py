@@ -38,7 +38,7 @@ class PicturesAndTexts(Objective):
     model: KoEnClipModel
 
     def __init__(self, model: KoEnClipModel, languages: Sequence[str], views: ViewSettings | None = None):
-        super().__init__(model, views)
+        super().__init__(model)
         self.languages = languages
         views = views or ViewSettings()
         self.weights = {"image_embeds": views.global_weight, "local_image_embeds": views.local_weight}
@@ -152,4 +152,4 @@ def train_contrastive(settings: ContrastiveSettings, evaluate: Evaluate | None =
         if share < 1.0:
             interpolate(model, starting_model(KoEnClipModel, model.config, settings.model), share)
 
-    run_stage("train", settings, KoEnClipModel, objective, finish=finish, evaluate=evaluate)
+    run_stage("train", settings, KoEnClipModel, objective, views=settings.views, finish=finish, evaluate=evaluate)

@@ -7,8 +7,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..data.augmentation import MultiCropSettings
-
 Figures = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Figures for the logs by name, each the total over this process's rows and how many rows that was."""
 
@@ -31,10 +29,9 @@ class Objective(nn.Module):
     with_text: ClassVar[bool] = True
     """Whether batches hold captions."""
 
-    def __init__(self, model: PreTrainedModel, crops: MultiCropSettings | None = None):
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-        self.crops = crops or MultiCropSettings()
 
     def prepare(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """The batch with what `forward` needs beyond what the loader gave."""

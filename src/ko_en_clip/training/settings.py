@@ -277,8 +277,6 @@ class StageSettings:
     """Folder, length, precision."""
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     """Random views."""
-    views: ViewSettings = field(default_factory=ViewSettings)
-    """Large and small views of each picture, in contrastive training."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -351,6 +349,8 @@ class FinetuningSettings:
 class ContrastiveSettings(StageSettings):
     """Contrastive training."""
 
+    views: ViewSettings = field(default_factory=ViewSettings)
+    """Large and small views of each picture."""
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
     """What keeps the starting model's abilities where there is little data."""
 

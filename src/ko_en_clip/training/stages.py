@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
 from ..configuration_ko_en_clip import KoEnClipConfig
+from ..data.augmentation import MultiCropSettings
 from ..data.loading import make_loader, open_sources
 from .held_out import Evaluate
 from .loop import CHECKPOINTS, run_loop
@@ -20,6 +21,7 @@ from .objectives import Objective
 from .settings import RunSettings, StageSettings
 
 logger = logging.getLogger(__name__)
+ONE_VIEW = MultiCropSettings()
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -43,6 +45,7 @@ def run_stage(
     model_class: type[Model],
     objective_of: Callable[[Model], Objective],
     *,
+    views: MultiCropSettings = ONE_VIEW,
     finish: Callable[[Model], None] = lambda model: None,
     evaluate: Evaluate | None = None,
 ) -> None:
@@ -55,6 +58,7 @@ def run_stage(
         settings: of the stage.
         model_class: what to train.
         objective_of: what a model learns.
+        views: how many there are of each picture.
         finish: what is done to the trained model before it is saved.
         evaluate: figures of a model on held-out data.
 
@@ -67,7 +71,7 @@ def run_stage(
     _claim_folder(accelerator, settings.run)
     set_seed(settings.run.seed)
     config, processor = starting_point(settings.model)
-    _check_views(settings, config)
+    _check_views(views, config)
     with accelerator.main_process_first():
         sources = open_sources(settings.sources)
     model = starting_model(model_class, config, settings.model)
@@ -80,7 +84,7 @@ def run_stage(
         processor,
         settings.loading,
         settings.augmentation,
-        objective.crops,
+        views,
         with_pictures=objective.with_pictures,
         with_text=objective.with_text,
         num_steps=settings.run.num_steps,
@@ -109,11 +113,11 @@ def _check_divides(settings: StageSettings, num_processes: int) -> None:
         )
 
 
-def _check_views(settings: StageSettings, config: KoEnClipConfig) -> None:
+def _check_views(views: MultiCropSettings, config: KoEnClipConfig) -> None:
     """Check that a small view holds whole patches."""
     patch_size = getattr(config.vision_config, "patch_size", None)
-    size = settings.views.local_size
-    if settings.views.num_local and isinstance(patch_size, int) and (size < patch_size or size % patch_size):
+    size = views.local_size
+    if views.num_local and isinstance(patch_size, int) and (size < patch_size or size % patch_size):
         raise ValueError(
             f"views.local_size is {size}, and the vision tower's patches have {patch_size} pixels; a view's side is "
             "a multiple of that."
