@@ -7,6 +7,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 import ko_en_clip.training.accumulation as accumulation
+import ko_en_clip.training.contrastive as contrastive
 from ko_en_clip import KoEnClipConfig, KoEnClipForPreTraining, KoEnClipModel
 from ko_en_clip.losses_ko_en_clip import contrastive_loss
 from ko_en_clip.training.accumulation import backward
@@ -226,6 +227,17 @@ def test_recall_of_a_text_by_hand():
     assert text_figures(images[:1].repeat(2, 1), texts[:1].repeat(2, 1), torch.tensor(1.0), torch.arange(2))[
         1
     ].tolist() == [0.5, 0.5]
+
+
+def test_figures_in_blocks_are_those_of_the_whole(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    images, texts = (nn.functional.normalize(torch.randn(num, 4, generator=draw)) for num in (7, 14))
+    given = (images, texts, torch.tensor(5.0), torch.tensor([0, 1, 2, 3, 1, 5, 6]))
+    whole = text_figures(*given)
+    # Blocks of three rows and a last one of two.
+    monkeypatch.setattr(contrastive, "MAX_LOGITS", 3 * 14)
+    torch.testing.assert_close(text_figures(*given), whole)
+    assert len(set(whole[0].tolist())) == 14 and 0 < whole[1].mean() < 1
 
 
 def test_weights_of_views_count(accelerator, tiny_config):

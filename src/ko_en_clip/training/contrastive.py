@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..losses_ko_en_clip import gather_with_grad, process_rank
+from ..losses_ko_en_clip import MAX_LOGITS, gather_with_grad, process_rank
 from ..modeling_ko_en_clip import KoEnClipModel, l2_normalized
 from .finetuning import add_adapters, interpolate
 from .held_out import Evaluate
@@ -118,17 +118,19 @@ def text_figures(
     """
     num_captions = len(text_embeds) // len(image_embeds)
     images, groups = image_embeds.repeat(num_captions, 1), groups.repeat(num_captions)
-    own = process_rank() * len(images) + torch.arange(len(images), device=images.device)
-    same = groups[:, None] == gather_with_grad(groups)
-    same[torch.arange(len(own), device=own.device), own] = False
+    own, groups_of_all = process_rank() * len(images), gather_with_grad(groups)
     losses, hits = [], []
     for queries, candidates in ((images, text_embeds), (text_embeds, images)):
-        logits = (logit_scale * queries @ gather_with_grad(candidates).T).float().masked_fill(same, float("-inf"))
-        losses.append(nn.functional.cross_entropy(logits, own, reduction="none"))
-        own_logits = logits.gather(1, own[:, None])
-        first = (logits > own_logits).sum(1) == 0
-        hits.append(first / (logits == own_logits).sum(1))
-    return torch.stack(losses).mean(0), torch.stack(hits).mean(0)
+        candidates = gather_with_grad(candidates)
+        for rows in torch.arange(len(queries), device=queries.device).split(max(1, MAX_LOGITS // len(candidates))):
+            logits = (logit_scale * queries[rows] @ candidates.T).float()
+            own_logits = logits.gather(1, (own + rows)[:, None])
+            same = groups[rows, None] == groups_of_all
+            logits = logits.masked_fill(same, float("-inf")).scatter(1, (own + rows)[:, None], own_logits)
+            losses.append(nn.functional.cross_entropy(logits, own + rows, reduction="none"))
+            hits.append(((logits > own_logits).sum(1) == 0) / (logits == own_logits).sum(1))
+    by_direction = (2, len(images))
+    return torch.cat(losses).view(by_direction).mean(0), torch.cat(hits).view(by_direction).mean(0)
 
 
 def train_contrastive(settings: ContrastiveSettings, evaluate: Evaluate | None = None) -> None:
