@@ -31,6 +31,7 @@ from .optimization import (
     text_weights_to_bf16,
 )
 from .settings import RunSettings, StageSettings
+from .sharding import prepare_sharding, unsharded, whole
 from .window import Window
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,9 @@ def run_stage(
     model = starting_model(model_class, config, settings.model)
     # Masks and dropout differ between processes as their pictures do.
     torch.manual_seed(settings.run.seed + accelerator.process_index)
-    progress = run_loop(accelerator, objective_of(model), pairs, processor, settings)
+    objective = objective_of(model)
+    progress = run_loop(accelerator, objective, pairs, processor, settings)
+    model = objective.model
     finish(model)
     save_run(accelerator, model, processor, verb=verb, settings=settings, pairs=pairs, progress=progress)
     accelerator.end_training()
@@ -117,6 +120,7 @@ def run_loop(
         checkpoint_activations(objective.model)
     if optimization.bf16_text_weights:
         text_weights_to_bf16(objective.model)
+    prepare_sharding(accelerator, objective, optimization)
     wrapped, optimizer = accelerator.prepare(objective, make_optimizer(objective.model, optimization, run.seed))
     checkpoints = folder / "checkpoints"
     progress = load_newest_checkpoint(accelerator, checkpoints, optimization) if run.resume else Progress()
@@ -151,7 +155,7 @@ def run_loop(
             with accelerator.autocast():
                 batch = objective.prepare(batch, accelerator.device)
             loss, outputs = backward(accelerator, wrapped, objective, batch, run.gradient_accumulation_steps)
-            grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), optimization.max_grad_norm)
+            grad_norm = whole(accelerator.clip_grad_norm_(wrapped.parameters(), optimization.max_grad_norm))
             optimizer.step()
             optimizer.zero_grad()
             objective.after_step()
@@ -173,6 +177,8 @@ def run_loop(
             if progress.step % run.checkpoint_steps == 0 or progress.step == run.num_steps:
                 # Every checkpoint falls on a line of the logs, where the loss was found to be finite.
                 save_checkpoint(accelerator, checkpoints, progress, optimization, run.keep_checkpoints)
+    if accelerator.is_fsdp2:
+        objective.model = unsharded(objective.model)
     # bfloat16 weights widen without loss; what a run leaves is in float32.
     objective.model.float()
     if len(skipped):
