@@ -77,9 +77,11 @@ def run_stage(
     torch.manual_seed(settings.run.seed + accelerator.process_index)
     objective = objective_of(model)
     progress = run_loop(accelerator, objective, pairs, processor, settings)
-    model = objective.model
-    finish(model)
-    save_run(accelerator, model, processor, verb=verb, settings=settings, pairs=pairs, progress=progress)
+    # Not always the same object: after sharding it is a whole copy.
+    trained = objective.model
+    assert isinstance(trained, model_class)
+    finish(trained)
+    save_run(accelerator, trained, processor, verb=verb, settings=settings, pairs=pairs, progress=progress)
     accelerator.end_training()
 
 
