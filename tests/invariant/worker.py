@@ -8,7 +8,7 @@ import io
 import itertools
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,27 @@ def captured_gradients(of: KoEnClipModel) -> Iterator[dict[str, torch.Tensor]]:
         hook.remove()
 
 
+def loaders_of(
+    pairs: PairSet, parts: KoEnClipProcessor, settings: ContrastiveSettings, accelerator: Accelerator
+) -> Callable[[Any], BatchLoader]:
+    """What the loop gets its batches from."""
+    (Path(settings.run.output_dir) / "checkpoints").mkdir(parents=True, exist_ok=True)
+    return lambda state: make_loader(
+        [pairs],
+        parts,
+        settings.loading,
+        settings.augmentation,
+        settings.views,
+        with_pictures=True,
+        with_text=True,
+        num_steps=settings.run.num_steps,
+        state=state,
+        seed=0,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+
+
 def mean_over_processes(loss: torch.Tensor) -> torch.Tensor:
     total = loss.detach().clone()
     if dist.is_initialized():
@@ -170,24 +191,7 @@ def by_our_loop(
 
     objective = Recording(trained, ["ko", "en"], views)
     accelerator = make_accelerator(settings.run)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-
-    def loader_from(state: Any) -> BatchLoader:
-        return make_loader(
-            [pair_set(every_language)],
-            parts,
-            settings.loading,
-            settings.augmentation,
-            views,
-            with_pictures=True,
-            with_text=True,
-            num_steps=num_steps,
-            state=state,
-            seed=0,
-            rank=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-        )
-
+    loader_from = loaders_of(pair_set(every_language), parts, settings, accelerator)
     with captured_gradients(trained) as gradients:
         run_loop(accelerator, objective, loader_from, NUM_PAIRS, settings)
     return {"loss": seen[0], "gradients": gradients}

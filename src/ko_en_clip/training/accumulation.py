@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from .objectives import Objective
 
@@ -148,7 +149,10 @@ def _split(outputs: Mapping[str, torch.Tensor], num_rows: int, num_chunks: int) 
 
 def _unsynchronised(accelerator: Accelerator, wrapped: nn.Module, *, until: bool) -> Any:
     """Keep gradients to this process, but for the chunk that ends the batch."""
-    return nullcontext() if until else accelerator.no_sync(wrapped)
+    if until:
+        return nullcontext()
+    # Accelerate's own does nothing for one process, which a launcher has wrapped all the same.
+    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else accelerator.no_sync(wrapped)
 
 
 @contextmanager

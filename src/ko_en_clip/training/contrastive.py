@@ -53,11 +53,11 @@ class PicturesAndTexts(Objective):
             if pixels in inputs
         }
         text_embeds = l2_normalized(self.model.get_text_features(**inputs).pooler_output)
-        # Sharded over processes, a scalar is kept as a row of one (`sharding.py`).
-        logit_scale = self.model.logit_scale.to(text_embeds.dtype).exp().squeeze()
+        # Sharded over processes, a scalar is kept as a row of one (`sharding.py`), whose views must not leave.
+        logit_scale = self.model.logit_scale.to(text_embeds.dtype).exp().squeeze().clone()
         outputs |= {"text_embeds": text_embeds, "logit_scale": logit_scale}
         if self.model.config.loss_type == "sigmoid":
-            outputs["logit_bias"] = self.model.logit_bias.to(text_embeds.dtype).squeeze()
+            outputs["logit_bias"] = self.model.logit_bias.to(text_embeds.dtype).squeeze().clone()
         return outputs
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: Mapping[str, Any]) -> torch.Tensor:

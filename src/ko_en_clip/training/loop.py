@@ -27,6 +27,7 @@ from .optimization import (
 )
 from .parts import freeze, set_training_mode
 from .settings import StageSettings, identity_of
+from .sharding import prepare_sharding, unsharded, whole
 from .stopping import StopRequests
 from .window import Window
 
@@ -92,7 +93,7 @@ def run_loop(
             with accelerator.autocast():
                 batch = objective.prepare(batch, accelerator.device)
             loss, outputs = backward(accelerator, wrapped, objective, batch, run.gradient_accumulation_steps)
-            grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), optimization.max_grad_norm)
+            grad_norm = whole(accelerator.clip_grad_norm_(wrapped.parameters(), optimization.max_grad_norm))
             optimizer.step()
             optimizer.zero_grad()
             objective.after_step()
@@ -127,6 +128,8 @@ def run_loop(
             if stopping:
                 break
             window.restart()
+    if accelerator.is_fsdp2:
+        objective.model = unsharded(objective.model)
     # bfloat16 weights widen without loss; what a run leaves is in float32.
     objective.model.float()
     skipped.warn()
@@ -141,6 +144,7 @@ def _prepared(accelerator: Accelerator, objective: Objective, settings: StageSet
     if optimization.bf16_text_weights:
         text_weights_to_bf16(model)
     freeze(model, optimization.frozen)
+    prepare_sharding(accelerator, objective, optimization)
     wrapped, optimizer = accelerator.prepare(objective, make_optimizer(model, optimization, settings.run.seed))
     return wrapped, optimizer
 

@@ -68,6 +68,11 @@ def run_stage(
     """
     accelerator = make_accelerator(settings.run)
     _check_divides(settings, accelerator.num_processes)
+    if evaluate and accelerator.is_fsdp2:
+        raise ValueError(
+            "run.eval_suites is set, and the main process, which evaluates, has a part of the weights only under "
+            "FSDP2; leave it out, and evaluate what the run leaves."
+        )
     _claim_folder(accelerator, settings.run)
     set_seed(settings.run.seed)
     config, processor = starting_point(settings.model)
@@ -98,8 +103,11 @@ def run_stage(
         if accelerator.is_main_process:
             logger.warning("told to stop: saved after step %d; go on with run.resume", progress.step)
     else:
-        finish(model)
-        save_run(accelerator, model, processor, verb=verb, settings=settings, sources=sources, progress=progress)
+        # Not always the object that training began with: after sharding it is a whole copy.
+        trained = objective.model
+        assert isinstance(trained, model_class)
+        finish(trained)
+        save_run(accelerator, trained, processor, verb=verb, settings=settings, sources=sources, progress=progress)
     accelerator.end_training()
 
 
