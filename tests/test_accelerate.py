@@ -165,6 +165,8 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not(settings, tmp_path, mo
 
 
 @pytest.mark.slow
+# Inductor's own modules still use TorchScript.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("passes", [1, 2])
 def test_a_run_compiled_by_inductor_has_the_losses_of_one_that_is_not(settings, tmp_path, monkeypatch, passes):
     assert_same_losses(settings, tmp_path, monkeypatch, "inductor", passes)

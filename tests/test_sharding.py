@@ -165,12 +165,23 @@ def objective_of(config):
     return PicturesAndTexts(KoEnClipModel(config), ["ko"])
 
 
-def test_without_sharding_nothing_changes(tiny_config):
+def test_without_sharding_nothing_changes(tiny_config, caplog):
     AcceleratorState._reset_state(reset_partial_state=True)
     objective = objective_of(tiny_config)
     forward = objective.forward
     prepare_sharding(Accelerator(cpu=True), objective, ADAMW)
     assert objective.forward == forward and objective.model.logit_scale.dim() == 0
+    assert not caplog.records
+
+
+def test_where_accelerate_does_not_shard_a_run_that_asks_for_it_says_so(tiny_config, caplog, monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    prepare_sharding(accelerator, objective_of(tiny_config), ADAMW)
+    assert [record.message for record in caplog.records] == [
+        "FSDP is asked for, and Accelerate does not shard on one process or on CPUs; weights are whole"
+    ]
 
 
 def test_the_first_fsdp_is_refused(sharding, tiny_config):

@@ -5,11 +5,17 @@ the objective and stay gathered through its forward and backward pass (Zhao et a
 are those of DistributedDataParallel.
 """
 
+import logging
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, convert_outputs_to_fp32, get_mixed_precision_context_manager
+from accelerate.utils import (
+    DistributedType,
+    convert_outputs_to_fp32,
+    get_mixed_precision_context_manager,
+    parse_flag_from_env,
+)
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
@@ -20,6 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .objectives import Objective
 from .settings import OptimizationSettings
 
+logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=PreTrainedModel)
 _UNTRIED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -36,6 +43,10 @@ def prepare_sharding(accelerator: Accelerator, objective: Objective, optimizatio
                 f"Accelerate is set to {accelerator.distributed_type.value}, which this loop does not run under; to "
                 "spread weights over processes, set distributed_type to FSDP and fsdp_version to 2 "
                 "(examples/accelerate/fsdp2.yaml)."
+            )
+        if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            logger.warning(
+                "FSDP is asked for, and Accelerate does not shard on one process or on CPUs; weights are whole"
             )
         return
     check_shardable(objective.model, optimization)
