@@ -59,13 +59,6 @@ def test_a_mistake_ends_with_its_message_and_no_traceback(tmp_path):
         main(["evaluate", str(tmp_path), "--suite", "no_such_suite"])
 
 
-@pytest.mark.parametrize("name", packaged("recipes"))
-def test_recipes_name_their_command_and_have_only_known_fields(name):
-    file = packaged("recipes")[name]
-    assert f"--config {name}" in file.read_text(encoding="utf-8")
-    assert isinstance(load_settings(StageSettings, file), StageSettings)
-
-
 @pytest.mark.parametrize("name", packaged("evaluation/definitions"))
 def test_suites_have_only_known_fields(name):
     assert load_settings(SuiteSettings, packaged("evaluation/definitions")[name]).name == name
