@@ -1,9 +1,9 @@
 """The command line in a process that dies at a given moment of a checkpoint; started by torch.distributed.run.
 
 The first argument is the moment as JSON: `rank`, which process dies; `during`, "save" or "load"; `number`, which one
-since the process began; `at`, before which operation on the disk, counted from 1, or "rename" or "renamed", just before
-or just after the checkpoint has got its name. The rest goes to the command line. Operations are those that Python tells
-its audit hooks of: files opened, folders made, renamed, listed, and what is deleted.
+since the process began; `at`, before which operation on the disk, counted from 1, or "rename" or "renamed", before or
+after the checkpoint gets its name. The rest goes to the command line. Operations are those that Python tells its audit
+hooks of: files opened, folders made, renamed and listed, and what is deleted.
 """
 
 import json

@@ -48,22 +48,24 @@ STAGES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "clip_vit": lambda folder: new_model(folder, CLIP),
     "clip_resnet": lambda folder: new_model(
         folder,
-        CLIP
-        | {"vision_config": {**RESNET, "model_type": "ko_en_clip_resnet_model"}, "use_visual_projection": False},
+        CLIP | {"vision_config": {**RESNET, "model_type": "ko_en_clip_resnet_model"}, "use_visual_projection": False},
     ),
     "align": lambda folder: new_model(folder, ALIGN) | {"optimization": {"optimizer": "lamb", "schedule": "linear"}},
-    "chinese_clip_1": lambda folder: new_model(folder, CHINESE_CLIP)
-    | {"optimization": {"frozen": ["vision_model", "visual_projection"]}},
+    "chinese_clip_1": lambda folder: (
+        new_model(folder, CHINESE_CLIP) | {"optimization": {"frozen": ["vision_model", "visual_projection"]}}
+    ),
     "chinese_clip_2": lambda folder: {
         "model": {"init": str(folder / "chinese_clip")},
         "optimization": {"layer_decay": 0.8},
     },
-    "distill": lambda folder: new_model(folder, CLIP)
-    | {
-        "data": {"path": str(folder / "texts.tsv"), "captions": {"ko": "ko", "en": "en"}, "image": None},
-        "loading": {"every_language": True},
-        "teacher": str(folder / "teacher"),
-    },
+    "distill": lambda folder: (
+        new_model(folder, CLIP)
+        | {
+            "data": {"path": str(folder / "texts.tsv"), "captions": {"ko": "ko", "en": "en"}, "image": None},
+            "loading": {"every_language": True},
+            "teacher": str(folder / "teacher"),
+        }
+    ),
     "lora": lambda folder: {
         "model": {"init": str(folder / "clip")},
         "finetuning": {"lora": {"rank": 2, "dropout": 0.1}},

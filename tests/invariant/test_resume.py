@@ -25,17 +25,17 @@ from ko_en_clip.training.settings import StageSettings
 
 WORKER = Path(__file__).with_name("dying_worker.py")
 NUM_STEPS = 300
-# How the run dies in each of its lives. Within a save: by the main process before and after the rename, and by either
-# process before any of its operations; a save has some 60 of the main process and 20 of the other, and those that come
-# later fall into the deletion of an old checkpoint and the steps after.
-IN_SAVES: list[dict[str, Any]] = [
+# How the run dies where it is not by the clock: by the main process just before and just after the rename, and by
+# either process before any operation of a save. The main process has some 25 of them up to the rename, and then those
+# of deleting an old checkpoint; the other has some 10.
+MOMENTS: list[dict[str, Any]] = [
     {"rank": 0, "during": "save", "number": 1, "at": "rename"},
     {"rank": 0, "during": "save", "number": 2, "at": "renamed"},
     {"rank": 0, "during": "save", "number": 3, "at": "rename"},
     {"rank": 0, "during": "save", "number": 1, "at": "renamed"},
     *({"rank": 0, "during": "save", "number": 1 + life % 2, "at": at} for life, at in enumerate((4, 11, 18, 31, 47))),
     *({"rank": 1, "during": "save", "number": 2, "at": at} for at in (1, 4, 8)),
-    {"rank": 0, "during": "load", "number": 1, "at": 7},
+    {"rank": 0, "during": "load", "number": 1, "at": 3},
 ]
 NUM_KILLS = 20
 
@@ -48,7 +48,9 @@ def recipe(folder: Path) -> dict[str, Any]:
             "projection_dim": 8,
             "text_config": TOWER,
             "vision_config": {**TOWER, "image_size": 32, "patch_size": 8},
-            **{"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2},
+            "decoder_hidden_size": 16,
+            "decoder_num_hidden_layers": 1,
+            "decoder_num_attention_heads": 2,
         },
     }
     return {
@@ -115,10 +117,10 @@ def folder(tmp_path):
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_is_the_run_that_was_not(folder):
     rng = random.Random(0)
-    by_clock = [(rng.randint(6, 12), rng.uniform(0, 0.1)) for _ in range(NUM_KILLS - len(IN_SAVES) - 1)]
-    moments: list[Any] = [*IN_SAVES, *by_clock, (0, 8.0)]
-    # The first life is long enough for a checkpoint: without one there is nothing to resume.
-    first, *others = sorted(moments, key=lambda moment: moment != (by_clock[0]))
+    # Lines of the logs, and seconds after the last of them. The first life is long enough for a checkpoint, without
+    # which there is nothing to resume; one ends while the process starts.
+    first, *by_clock = [(rng.randint(6, 12), rng.uniform(0, 0.1)) for _ in range(NUM_KILLS - len(MOMENTS) - 1)]
+    others: list[Any] = [*MOMENTS, *by_clock, (0, 8.0)]
     rng.shuffle(others)
     killed, resuming = folder / "killed", "--run.resume=false"
     for moment in (first, *others):
@@ -128,7 +130,7 @@ def test_a_run_killed_twenty_times_is_the_run_that_was_not(folder):
         else:
             kill_after(start(folder, *given), killed, *moment)
         resuming = "--run.resume=true"
-    assert log_of(folder).count(" dies before ") == len(IN_SAVES) >= 8
+    assert log_of(folder).count(" dies before ") == len(MOMENTS) >= 8
     assert 0 < len(logged(killed)) < NUM_STEPS and not (killed / "model.safetensors").exists()
     assert start(folder, "--run.output_dir=killed", "--run.resume=true").wait(timeout=300) == 0, log_of(folder)[-4000:]
 
