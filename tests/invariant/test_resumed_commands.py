@@ -73,7 +73,8 @@ def test_a_run_told_to_stop_and_then_out_of_disk_is_the_run_that_was_not(tmp_pat
     process = start(tmp_path, "--run.resume=true")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-4000:]
-    process = start(tmp_path, "--run.output_dir=straight")
+    # The straight run reads in its own process: workers change nothing.
+    process = start(tmp_path, "--run.output_dir=straight", "--loading.num_workers=0")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-4000:]
     assert [line["step"] for line in logged(run)] == list(range(2, NUM_STEPS + 1, 2))
