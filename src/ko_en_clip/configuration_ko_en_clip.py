@@ -43,7 +43,7 @@ class _NativeConfig:
 class KoEnClipTextConfig(_NativeConfig, CLIPTextConfig):
     r"""Configuration of [`KoEnClipTextModel`]: CLIP's causal text transformer over a joint Korean-English vocabulary.
 
-    Defaults are KELIP's released ViT-B/32 (Kim et al. 2022; its Hub configuration), except the vocabulary and the
+    Defaults are KELIP's released ViT-B/32 (Ko and Gu 2022; its Hub configuration), except the vocabulary and the
     special ids, which always come from the tokenizer that the model is trained with.
 
     Args:

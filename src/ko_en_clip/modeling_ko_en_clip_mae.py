@@ -4,7 +4,7 @@ Implements He et al. 2022: random masking, an encoder that sees visible patches 
 sine-cosine positions, and the mean squared error of masked patches. The encoder is the very tower that
 `KoEnClipModel.from_pretrained(mae_folder)` takes over. Shipped with pre-training checkpoints only.
 
-KELIP warms up its image tower with an MAE too (Kim et al. 2022), but the `MAE` class of its released code is another
+KELIP warms up its image tower with an MAE too (Ko and Gu 2022), but the `MAE` class of its released code is another
 model, which is not built here:
 
 - Encoder: the class token gets its position and is then dropped, so that visible patches alone are encoded. The first

@@ -1,6 +1,6 @@
 """Architectures of published models, by name; read by `KoEnClipConfig.from_size`.
 
-CLIP: Radford et al. 2021, tables 19 and 20. KELIP: Kim et al. 2022 and its released configuration. Chinese-CLIP: Yang
+CLIP: Radford et al. 2021, tables 19 and 20. KELIP: Ko and Gu 2022 and its released configuration. Chinese-CLIP: Yang
 et al. 2022, tables 5 to 7; its large text tower has 16 heads, as in the released configuration, since the paper's 24
 do not divide a width of 1024. ALIGN: Jia et al. 2021, section 5, in the two sizes that COYO-ALIGN trained.
 Shipped beside the weights: imports nothing.

@@ -1,7 +1,7 @@
 """Training of the joint Korean-English byte-level BPE; the first stage of the pipeline.
 
 Writes a folder that `AutoTokenizer` loads. Every text rule goes into `tokenizer.json`, so the bare `tokenizers`
-library gives the same ids (KELIP keeps lower-casing and special tokens in Python instead; Kim et al. 2022,
+library gives the same ids (KELIP keeps lower-casing and special tokens in Python instead; Ko and Gu 2022,
 released code).
 """
 

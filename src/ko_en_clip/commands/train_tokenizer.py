@@ -29,7 +29,7 @@ class TrainTokenizerSettings:
     sources: list[TextSource]
     """Texts to train on. They are read once, once more where `num_texts` is set, and once more for a report."""
     num_texts: dict[str, int] = field(default_factory=dict)
-    """Texts of each language to train on, as in {"en": 2000000, "ko": 1500000} (Kim et al. 2022), drawn evenly over
+    """Texts of each language to train on, as in {"en": 2000000, "ko": 1500000} (Ko and Gu 2022), drawn evenly over
     its sources in proportion to their texts and weights; empty for every text as often as its weight says."""
     held_out: list[TextSource] = field(default_factory=list)
     """Texts to measure the tokenizer on, for `report.html` and `report.json`; none for no report."""

@@ -2,7 +2,7 @@
 
 CLIP's only augmentation is a random square crop (Radford et al. 2021, section 2.3); MAE's is a random resized crop
 and a flip (He et al. 2022, section 4), Chinese-CLIP's code adds AutoAugment to the two, and KELIP trains with views of
-two sizes (Kim et al. 2022). Everything beyond is our choice for small data sets, and off unless a recipe asks for it:
+two sizes (Ko and Gu 2022). Everything beyond is our choice for small data sets, and off unless a recipe asks for it:
 KELIP reports that strong augmentation can hurt the relation of picture and text.
 """
 

@@ -82,7 +82,7 @@ class TextMixture:
 
         Args:
             sources: where texts come from.
-            num_texts: for each language how many texts to take, over all its sources (Kim et al. 2022 trained on 2
+            num_texts: for each language how many texts to take, over all its sources (Ko and Gu 2022 trained on 2
                 million English and 1.5 million Korean texts); empty for every text times its weight.
 
         Raises:

@@ -132,6 +132,11 @@ def load_newest_checkpoint(
     return Progress(**progress), torch.load(loader_file, map_location="cpu", weights_only=True)
 
 
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether there is a checkpoint, whole or not yet looked at; leftovers of a save and damaged ones are none."""
+    return bool(_checkpoints(folder))
+
+
 def _with_place(accelerator: Accelerator, identity: Mapping[str, Any]) -> dict[str, Any]:
     # Random states are those of a process and of its device: elsewhere they cannot be restored.
     return {**identity, "num_processes": accelerator.num_processes, "device": accelerator.device.type}

@@ -1,7 +1,7 @@
 """Contrastive training of both towers: the second stage.
 
 CLIP's objective (Radford et al. 2021, section 2.3) on Korean and English captions mixed in one batch, and on large and
-small views of each picture, as KELIP trains (Kim et al. 2022): no pair of texts is ever shown, the languages meet
+small views of each picture, as KELIP trains (Ko and Gu 2022): no pair of texts is ever shown, the languages meet
 through pictures.
 """
 
@@ -28,7 +28,7 @@ class PicturesAndTexts(Objective):
     mean over small views, weighted; without small views it is the first alone.
 
     Reference:
-        Views of two sizes: Caron et al. 2020 (SwAV), section 3.2, and Kim et al. 2022 (KELIP), who do not say how
+        Views of two sizes: Caron et al. 2020 (SwAV), section 3.2, and Ko and Gu 2022 (KELIP), who do not say how
         their losses are combined. Comparing each view with the text, and the weights, are our choice.
     """
 

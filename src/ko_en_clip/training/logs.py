@@ -28,7 +28,9 @@ class RunLogs:
                 "training writes TensorBoard logs; install it with: pip install 'ko_en_clip[train]'"
             ) from error
         metrics = folder / METRICS_FILE
-        kept = [line for line in read_metrics(folder) if line["step"] <= first_step] if metrics.is_file() else []
+        # Before its first checkpoint a run begins anew, and with it the line of step 0.
+        goes_on = first_step > 0 and metrics.is_file()
+        kept = [line for line in read_metrics(folder) if line["step"] <= first_step] if goes_on else []
         write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self._metrics = metrics.open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
@@ -53,8 +55,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:
     """Values of a file with one JSON value a line; a last line that a crash cut short is left out."""
-    *whole, _ = file.read_text(encoding="utf-8").split("\n")
-    # Every line that was written whole ends in a line break, so what follows the last one is a torn line or nothing.
+    # Every line that was written whole ends in a line break, so what follows the last one is a torn line or nothing;
+    # it may end in the middle of a character.
+    *whole, _ = file.read_bytes().split(b"\n")
     return [json.loads(line) for line in whole]
 
 

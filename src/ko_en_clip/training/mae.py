@@ -1,6 +1,6 @@
 """Masked pre-training of the vision tower: the first stage.
 
-He et al. 2022; KELIP warms up its image tower in this way (Kim et al. 2022).
+He et al. 2022; KELIP warms up its image tower in this way (Ko and Gu 2022).
 """
 
 from collections.abc import Mapping

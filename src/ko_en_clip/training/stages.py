@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..configuration_ko_en_clip import KoEnClipConfig
 from ..data.augmentation import MultiCropSettings
 from ..data.loading import make_loader, open_sources
+from .checkpoints import holds_checkpoints
 from .held_out import Evaluate
 from .loop import CHECKPOINTS, run_loop
 from .models import save_run, starting_model, starting_point
@@ -134,7 +135,8 @@ def _check_views(views: MultiCropSettings, config: KoEnClipConfig) -> None:
 
 def _claim_folder(accelerator: Accelerator, run: RunSettings) -> None:
     checkpoints = Path(run.output_dir) / CHECKPOINTS
-    if not run.resume and checkpoints.is_dir() and any(checkpoints.iterdir()):
+    # A run that died in its first save left nothing to go on from.
+    if not run.resume and holds_checkpoints(checkpoints):
         raise FileExistsError(
             f"{run.output_dir} holds a run already; set run.resume to go on with it, or choose another run.output_dir."
         )
