@@ -372,7 +372,9 @@ def test_commands_of_the_head_comments_run_as_they_are_written(tmp_path):
         started(["bash", "-ec", commands], tmp_path, timeout=1800)
         lines = [line for line in read_metrics(tmp_path / settings_of(name).run.output_dir) if "loss" in line]
         assert lines[-1]["step"] == 200
-        assert lines[-1]["loss"] < lines[0]["loss"], name
+        # Of the first 50 steps and the last, since single lines go up and down.
+        first, last = (sum(line["loss"] for line in part) for part in (lines[:5], lines[-5:]))
+        assert last < first, name
 
 
 # The page on training
