@@ -406,6 +406,8 @@ def test_fields_that_the_training_page_names_exist():
         assert name in getattr(settings, section).__dataclass_fields__, field
 
 
+# datasets 5.2 leaves a folder's metadata.csv open for the garbage collector.
+@pytest.mark.filterwarnings("ignore:.*metadata.csv:pytest.PytestUnraisableExceptionWarning")
 def test_the_training_page_fine_tunes_on_ones_own_pictures(tmp_path, trained, monkeypatch):
     """Its folder, its table, its suite and its command; two steps of it, from a tiny model."""
     page = PAGE.read_text(encoding="utf-8")
