@@ -126,7 +126,7 @@ class StreamFeed:
 
 
 class BatchStream(IterableDataset[list[Example]]):
-    """Examples of this process's batches, step after step; of several workers each makes every so manieth.
+    """Examples of this process's batches, step after step; of n workers each makes every n-th.
 
     It is its own iterator, whose state StatefulDataLoader carries from the workers to the process that trains.
     """
