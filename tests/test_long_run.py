@@ -88,7 +88,8 @@ def test_memory_is_flat(tmp_path: Path, streaming: bool) -> None:
     (tmp_path / "shards").mkdir()
     for shard, (first, last) in enumerate([(0, 300), (300, 900), (900, 1000)]):
         digits.select(range(first, last)).to_parquet(str(tmp_path / "shards" / f"{shard}.parquet"))
-    # 2,000 steps are 16 epochs, so shards are opened again and again.
+    # 2,000 steps are 16 epochs, so shards are opened again and again. Memory grows by 1.3 to 1.5 %, the most of it in
+    # the first hundreds of steps, while the arenas of the allocators fill.
     data: dict[str, object] = {
         "path": "parquet",
         "files": [str(tmp_path / "shards" / "*.parquet")],
