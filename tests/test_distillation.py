@@ -12,6 +12,7 @@ from transformers import AutoModel, CLIPConfig, CLIPModel
 
 from ko_en_clip import KoEnClipModel, KoEnClipProcessor
 from ko_en_clip.commands import distill as distill_command
+from ko_en_clip.data.augmentation import AugmentationSettings
 from ko_en_clip.data.loading import LoadingSettings
 from ko_en_clip.data.pairs import DataSettings
 from ko_en_clip.image_processing_ko_en_clip import KoEnClipImageProcessor
@@ -125,9 +126,75 @@ def test_targets_are_those_of_the_english_side_and_the_loss_is_the_mean_square(t
     assert objective(**inputs, teacher_embeds=3 * embeds.detach())["cosines"].tolist() == pytest.approx([1.0, 1.0])
     trained = {name.split(".")[0] for name, weight in tiny_model.named_parameters() if weight.requires_grad}
     assert trained == {"text_model", "text_projection"}
-    # A row that says nothing in the teacher's language has no target.
-    with pytest.raises(ValueError, match="row 1 has no text in 'en'"):
-        objective.prepare({**batch, "languages": ["ko", "ko", "en", "ko"]}, torch.device("cpu"))
+
+
+def test_rows_that_say_nothing_to_the_teacher_are_passed_over(settings, tmp_path):
+    """A text tower is taught by the English of its own row, never by another's, nor by none."""
+    rows = [("하나", "one"), ("둘", ""), ("셋", "three"), ("넷", "four"), ("다섯", "five"), ("여섯", "six")]
+    lines = ["ko\ten", *("\t".join(row) for row in rows)]
+    (tmp_path / "parallel.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    short = changed(settings, "run", num_steps=3, log_steps=1, checkpoint_steps=3)
+    short = changed(short, "data", path=str(tmp_path / "parallel.tsv"))
+    distill(changed(short, "loading", max_bad_image_share=0.2))
+    noted = (tmp_path / "run" / "skipped.rank0.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [(json.loads(line)["key"], json.loads(line)["reason"]) for line in noted] == [("row 1", "no text in 'en'")]
+
+
+def test_several_texts_of_a_language_are_not_paired_by_chance(tiny_processor):
+    import datasets
+
+    from ko_en_clip.data.augmentation import AugmentationSettings, MultiCropSettings
+    from ko_en_clip.data.loading import make_loader
+    from ko_en_clip.data.pairs import PairSet
+
+    rows = [{"ko": ["하나", "둘"], "en": ["one", "two"]}, *({"ko": ["셋"], "en": ["three"]} for _ in range(3))]
+    data = DataSettings(path="memory", image=None, captions={"ko": "ko", "en": "en"})
+
+    def batch(required_language):
+        return next(
+            make_loader(
+                [PairSet(datasets.Dataset.from_list(rows), data)],
+                tiny_processor,
+                LoadingSettings(global_batch_size=4, num_workers=0, every_language=True),
+                AugmentationSettings(),
+                MultiCropSettings(),
+                with_pictures=False,
+                with_text=True,
+                num_steps=1,
+                state=None,
+                seed=0,
+                rank=0,
+                num_processes=1,
+                required_language=required_language,
+            )
+        )
+
+    reason = "several texts in 'ko', and nothing says which belong together"
+    assert batch("en")["skipped"] == [("row 0", reason)]
+    assert batch(None)["skipped"] == []
+
+
+def test_a_teacher_says_of_a_text_the_same_in_any_company(folders, tmp_path):
+    """SigLIP pools the last place, so that there a text is padded to the full length, as it was trained."""
+    from transformers import SiglipConfig, SiglipModel
+
+    tower = {**TOWER, "projection_size": 16}
+    text = {**tower, "vocab_size": 400, "max_position_embeddings": 16}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    SiglipModel(
+        SiglipConfig(text_config=text, vision_config={**tower, "image_size": 16, "patch_size": 8})
+    ).eval().save_pretrained(tmp_path / "siglip")
+    KoEnClipProcessor.from_pretrained(folders / "teacher").tokenizer.save_pretrained(tmp_path / "siglip")
+    company = "a text that is a good deal longer than the other, and longer than sixteen tokens at that"
+    for name in (tmp_path / "siglip", folders / "teacher"):
+        teacher, cpu = Teacher.open(str(name)), torch.device("cpu")
+        alone, among = teacher.embed(["one"], cpu), teacher.embed(["one", company], cpu)
+        torch.testing.assert_close(among[:1], alone, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(among[1:], alone)
+    # The twin: padded to the longest of the batch, SigLIP's is another.
+    teacher = Teacher.open(str(tmp_path / "siglip"))
+    teacher.padding = "longest"
+    assert not torch.allclose(teacher.embed(["one", company], cpu)[:1], teacher.embed(["one"], cpu), atol=1e-5)
 
 
 def test_chunks_have_the_gradient_of_the_whole(tiny_model, tiny_config):
@@ -160,6 +227,8 @@ def test_chunks_have_the_gradient_of_the_whole(tiny_model, tiny_config):
 def test_what_cannot_be_taught_is_refused(settings, folders, tmp_path):
     with pytest.raises(ValueError, match="every_language is not set"):
         changed(settings, "loading", every_language=False)
+    with pytest.raises(ValueError, match="augmentation is set, and this stage reads no pictures"):
+        distill(dataclasses.replace(settings, augmentation=AugmentationSettings(flip=0.5)))
     with pytest.raises(ValueError, match="teacher_language is 'ja', and data.captions has ko, en"):
         dataclasses.replace(settings, teacher_language="ja")
     with pytest.raises(ValueError, match="embeddings have 12 dimensions and projection_dim is 8"):

@@ -152,6 +152,48 @@ def test_without_peft_the_error_names_the_extra(start, monkeypatch):
         add_adapters(KoEnClipModel.from_pretrained(start), LoraSettings(rank=2))
 
 
+@pytest.mark.parametrize("finetuning", [{"trained_share": 0.5}, {"lora": LoraSettings(rank=2)}])
+def test_a_start_that_is_not_whole_is_refused(start, tmp_path, finetuning):
+    """What is new would be drawn anew for the mean of the weights, or stay as it was drawn under adapters."""
+    from ko_en_clip.training.mae import pretrain_mae
+    from ko_en_clip.training.settings import StageSettings
+
+    pretrain_mae(
+        StageSettings(
+            data=DATA,
+            model=ModelSettings(tokenizer=str(start.parent / "tokenizer"), config=CONFIG),
+            loading=LoadingSettings(global_batch_size=8, num_workers=0),
+            optimization=OptimizationSettings(learning_rate=1e-3),
+            run=run_settings(tmp_path / "mae"),
+        )
+    )
+    with pytest.raises(ValueError, match="finetuning asks for a whole model.*text_model"):
+        finetune(tmp_path / "mae", tmp_path / "run", FinetuningSettings(**finetuning))
+    # The twin: without finetuning such a folder is what contrastive training starts from.
+    finetune(tmp_path / "mae", tmp_path / "run", FinetuningSettings())
+
+
+def test_under_adapters_batch_norm_stands_still():
+    from ko_en_clip import KoEnClipConfig
+    from ko_en_clip.training.parts import set_training_mode
+
+    vision = {"model_type": "ko_en_clip_resnet_model", "depths": [1, 1, 1, 1], "hidden_size": 64, "image_size": 32}
+    vision["num_attention_heads"] = 2
+    model = KoEnClipModel(
+        KoEnClipConfig(text_config=TOWER, vision_config=vision, projection_dim=8, use_visual_projection=False)
+    )
+
+    def moved():
+        before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+        set_training_mode(model, [])
+        model.get_image_features(torch.randn(4, 3, 32, 32))
+        return sum(not torch.equal(before[name], value) for name, value in model.named_buffers() if name in before)
+
+    assert moved() > 0
+    add_adapters(model, LoraSettings(rank=2))
+    assert moved() == 0
+
+
 def test_bad_settings_say_what_is_wrong(start, tmp_path):
     with pytest.raises(ValueError, match="trained_share is 0.0; a share lies above 0"):
         FinetuningSettings(trained_share=0.0)
@@ -165,5 +207,5 @@ def test_bad_settings_say_what_is_wrong(start, tmp_path):
         run=run_settings(tmp_path / "run"),
         finetuning=FinetuningSettings(trained_share=0.5),
     )
-    with pytest.raises(ValueError, match="no starting model to keep a share of"):
+    with pytest.raises(ValueError, match="model.init is absent: there is no starting model"):
         dataclasses.replace(settings, model=ModelSettings(tokenizer="folder", config=CONFIG))

@@ -408,7 +408,7 @@ def test_a_figure_that_falls_below_where_it_began_is_said_aloud(settings, caplog
             with_run(settings, eval_steps=2), lambda model: {"a/en": (now := next(english)), "a/ko": 1.8 - now}
         )
     said = [record.getMessage() for record in caplog.records if "has fallen" in record.getMessage()]
-    assert said == ["eval/a/en has fallen from 0.900 before training to 0.870 at step 4"]
+    assert said == ["eval/a/en has fallen from 0.900 at first to 0.870 at step 4"]
 
 
 def test_a_resumed_run_is_judged_once_at_each_step(settings, tmp_path):

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,10 @@ import ko_en_clip.training.loop as loop
 from ko_en_clip import KoEnClipForPreTraining, KoEnClipModel
 from ko_en_clip.data.loading import LoadingSettings, make_loader, open_sources
 from ko_en_clip.data.pairs import DataSettings, open_pairs
-from ko_en_clip.manifests import read_manifest, verify_manifest
+from ko_en_clip.manifests import read_json_lines, read_manifest, verify_manifest
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 from ko_en_clip.training.contrastive import PicturesAndTexts, train_contrastive
-from ko_en_clip.training.logs import read_metrics
+from ko_en_clip.training.logs import SkippedRows, read_metrics
 from ko_en_clip.training.loop import run_loop
 from ko_en_clip.training.mae import MaskedPatches, pretrain_mae
 from ko_en_clip.training.models import starting_point
@@ -324,6 +325,38 @@ def test_too_many_bad_pictures_stop_the_run_with_the_count(settings, tmp_path):
     )
     with pytest.raises(ValueError, match="3 rows could not be used, more than the 2"):
         train_contrastive(settings)
+
+
+def test_notes_of_skipped_rows_survive_a_torn_line_and_go_with_their_run(tmp_path):
+    """Two resumptions after a crash in the middle of a line; a run begun anew begins without notes."""
+    accelerator = Accelerator(cpu=True)
+    notes = SkippedRows(tmp_path, 0, 10)
+    notes.add([("그림 1", "broken"), ("그림 2", "broken")])
+    file = tmp_path / "skipped.rank0.jsonl"
+    with file.open("ab") as lines:
+        lines.write(json.dumps({"key": "그림 3"}, ensure_ascii=False).encode()[:-4])
+    SkippedRows(tmp_path, 0, 10).add([("그림 4", "broken")])
+    again = SkippedRows(tmp_path, 0, 3)
+    assert [line["key"] for line in read_json_lines(file)] == ["그림 1", "그림 2", "그림 4"]
+    again.check(accelerator)
+    again.add([("그림 1", "broken"), ("그림 5", "broken")])
+    with pytest.raises(ValueError, match="4 rows could not be used, more than the 3"):
+        again.check(accelerator)
+
+
+def test_a_finished_run_whose_checkpoints_were_deleted_is_not_trained_over(settings, tmp_path):
+    train_contrastive(settings)
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train_contrastive(settings)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_what_a_stage_does_not_read_is_refused(settings):
+    loading = dataclasses.replace(settings.loading, every_language=True)
+    with pytest.raises(ValueError, match="this stage reads no captions"):
+        pretrain_mae(dataclasses.replace(settings, loading=loading))
 
 
 def test_decay_is_on_matrices_only():

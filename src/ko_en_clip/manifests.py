@@ -103,6 +103,14 @@ def write_text(file: Path, text: str) -> None:
     partial.replace(file)
 
 
+def read_json_lines(file: Path) -> list[dict[str, Any]]:
+    """Values of a file with one JSON value a line; a last line that a crash cut short is left out."""
+    # Every line that was written whole ends in a line break, so what follows the last one is a torn line or nothing;
+    # it may end in the middle of a character.
+    *whole, _ = file.read_bytes().split(b"\n")
+    return [json.loads(line) for line in whole]
+
+
 def _commit() -> str | None:
     """The commit of the code, where the package runs from its own checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]

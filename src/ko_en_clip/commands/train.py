@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -35,14 +36,22 @@ def run_with_report(stage: Callable[[Settings], None], settings: Settings, guess
     """
     new_figure(1, 1)
     folder = Path(settings.run.output_dir)
-    if settings.run.resume:
-        # What is in the folder when the run ends is hashed into its manifest, and this page will be another.
-        (folder / REPORT_FILE).unlink(missing_ok=True)
+    # What is in the folder when the run ends is hashed into its manifest, and this page will be another; unfinished
+    # files are not.
+    page, aside = folder / REPORT_FILE, folder / f"{REPORT_FILE}.partial"
+    with suppress(FileNotFoundError):
+        page.rename(aside)
     try:
         stage(settings)
     except FloatingPointError:
+        aside.unlink(missing_ok=True)
         _report(folder, guessing_loss)
         raise
+    except BaseException:
+        with suppress(FileNotFoundError):
+            aside.rename(page)
+        raise
+    aside.unlink(missing_ok=True)
     _report(folder, guessing_loss)
 
 

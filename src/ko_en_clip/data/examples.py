@@ -69,6 +69,8 @@ class ExampleMaker:
     by_shares: bool
     """Whether an example has a caption in each language that the row has, of which the batch takes one."""
     seed: int
+    required_language: str | None = None
+    """Language in which a row needs a text. Its texts then belong together, so it has one in each language at most."""
 
     def __call__(self, row: PairRow, epoch: int) -> Example:
         """The example of a row in an epoch.
@@ -80,6 +82,8 @@ class ExampleMaker:
         captions = row.captions() if self.with_text else {}
         if self.with_text and not captions:
             raise UnusableRowError(self._key(row), "no caption in any language")
+        if self.required_language is not None:
+            self._check_parallel(row, captions)
         generator = generator_for(self.seed, epoch, row.number)
         drawn = self._drawn_captions(captions, generator) if self.with_text else []
         views = None
@@ -87,6 +91,15 @@ class ExampleMaker:
             views = random_views(picture, self.image_size, self.augmentation, self.crops, generator)
         draw = int(torch.randint(2**62, (), generator=generator))
         return Example(views, drawn, row.group(), self._key(row), draw, [])
+
+    def _check_parallel(self, row: PairRow, captions: dict[str, list[str]]) -> None:
+        if self.required_language not in captions:
+            raise UnusableRowError(self._key(row), f"no text in {self.required_language!r}")
+        several = [language for language, texts in captions.items() if len(texts) > 1]
+        if several:
+            raise UnusableRowError(
+                self._key(row), f"several texts in {several[0]!r}, and nothing says which belong together"
+            )
 
     def _key(self, row: PairRow) -> str:
         return f"{self.origin}{row.key()}"

@@ -125,6 +125,7 @@ def make_loader(
     seed: int,
     rank: int,
     num_processes: int,
+    required_language: str | None = None,
 ) -> BatchLoader:
     """This process's batches of a run to `num_steps`, in order, from its beginning or from a state on.
 
@@ -141,6 +142,7 @@ def make_loader(
         seed: decides order, views and captions.
         rank: number of this process.
         num_processes: how many there are.
+        required_language: language in which every row needs a text; those without are passed over.
 
     Raises:
         ValueError: the batch does not divide among the processes, or is larger than the data sets; shares do not
@@ -158,7 +160,15 @@ def make_loader(
     _check_sources(sources, loading, num_processes, with_pictures=with_pictures, with_text=with_text)
     _check_state(state, made_with)
     makers = _makers(
-        sources, processor, loading, augmentation, crops, with_pictures=with_pictures, with_text=with_text, seed=seed
+        sources,
+        processor,
+        loading,
+        augmentation,
+        crops,
+        with_pictures=with_pictures,
+        with_text=with_text,
+        seed=seed,
+        required_language=required_language,
     )
     feeds: list[Feed] = [
         StreamFeed(source, make, loading.shuffle_block)
@@ -194,6 +204,7 @@ def _makers(
     with_pictures: bool,
     with_text: bool,
     seed: int,
+    required_language: str | None,
 ) -> list[ExampleMaker]:
     return [
         ExampleMaker(
@@ -206,6 +217,7 @@ def _makers(
             with_text=with_text,
             every_language=loading.every_language,
             by_shares=bool(loading.language_shares),
+            required_language=required_language,
             # Rows of the same number in two sources are drawn for apart.
             seed=seed if number == 0 else int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]),
         )

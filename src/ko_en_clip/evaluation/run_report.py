@@ -1,14 +1,13 @@
 """The report on a training run: its curves, rows passed over and settings, as one HTML file without scripts."""
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from ..manifests import FILE_NAME, read_manifest, write_text
+from ..manifests import FILE_NAME, read_json_lines, read_manifest, write_text
 from .report import ACCENT, Curve, line_chart, render
 
 REPORT_FILE = "report.html"
@@ -63,12 +62,12 @@ def write_run_report(folder: Path, *, guessing_loss: float | None = None) -> Non
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
         raise FileNotFoundError(f"{folder} has no metrics.jsonl: no run has begun there.")
-    lines = _json_lines(metrics)
+    lines = read_json_lines(metrics)
     manifest = read_manifest(folder) if (folder / FILE_NAME).is_file() else None
     skipped = [
         {"process": file.name.split(".")[1].removeprefix("rank"), **row}
         for file in sorted(folder.glob("skipped.rank*.jsonl"))
-        for row in _json_lines(file)
+        for row in read_json_lines(file)
     ]
     page = run_page(folder.resolve().name, lines, manifest, skipped, guessing_loss)
     write_text(folder / REPORT_FILE, page)
@@ -149,11 +148,6 @@ def running_mean(points: Sequence[Point], span: int) -> list[Point]:
         first, end = max(0, index - span // 2), min(len(points), index + span // 2 + 1)
         means.append((step, (sums[end] - sums[first]) / (end - first)))
     return means
-
-
-def _json_lines(file: Path) -> list[dict[str, Any]]:
-    """Values of a file with one JSON value a line; a last line that a crash cut short is left out."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def _as_yaml(values: Mapping[str, Any]) -> str:

@@ -107,7 +107,8 @@ def load_newest_checkpoint(
     """Restore the newest whole checkpoint; call it on every process, after `accelerator.prepare`.
 
     A checkpoint whose files are not those that were written is renamed, with a warning, and the one before is taken.
-    Nothing is unpickled but tensors and plain containers.
+    Nothing is unpickled but tensors and plain containers; under FSDP2, though, torch's own reader unpickles the table
+    of the shards, so go on from runs of your own only.
 
     Returns:
         The counters, and the `loader_state` that this process saved.

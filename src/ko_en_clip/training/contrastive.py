@@ -142,6 +142,7 @@ def train_contrastive(settings: ContrastiveSettings, evaluate: Evaluate | None =
     """
     lora, share = settings.finetuning.lora, settings.finetuning.trained_share
     adapted: list[Any] = []
+    needs_start = lora.rank > 0 or share < 1.0
 
     def objective(model: KoEnClipModel) -> PicturesAndTexts:
         if lora.rank:
@@ -154,4 +155,13 @@ def train_contrastive(settings: ContrastiveSettings, evaluate: Evaluate | None =
         if share < 1.0:
             interpolate(model, starting_model(KoEnClipModel, model.config, settings.model), share)
 
-    run_stage("train", settings, KoEnClipModel, objective, views=settings.views, finish=finish, evaluate=evaluate)
+    run_stage(
+        "train",
+        settings,
+        KoEnClipModel,
+        objective,
+        whole_start=needs_start,
+        views=settings.views,
+        finish=finish,
+        evaluate=evaluate,
+    )

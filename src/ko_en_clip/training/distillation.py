@@ -31,7 +31,7 @@ class TaughtTexts(Objective):
         super().__init__(model)
         # Not a part of this module: its weights are neither trained nor saved with the run.
         self._teacher = [teacher]
-        self.languages, self.language = languages, language
+        self.languages, self.required_language = languages, language
         # The rest has no part in the loss.
         model.requires_grad_(False)
         for part in (model.text_model, model.text_projection):
@@ -40,17 +40,13 @@ class TaughtTexts(Objective):
     def prepare(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """The batch with the teacher's embeddings of its English texts, one for each of the row's texts."""
         num_rows = len(batch["keys"])
-        english: list[str | None] = [None] * num_rows
-        for number, (text, language) in enumerate(zip(batch["captions"], batch["languages"], strict=True)):
-            if language == self.language:
-                english[number % num_rows] = text
-        missing = [key for key, text in zip(batch["keys"], english, strict=True) if text is None]
-        if missing:
-            raise ValueError(
-                f"{missing[0]} has no text in {self.language!r}, which the teacher reads; leave such rows out, or "
-                "name another teacher_language."
-            )
-        embeds = self._teacher[0].embed([text for text in english if text is not None], device)
+        # Rows without one did not get this far.
+        of_row = {
+            number % num_rows: text
+            for number, (text, language) in enumerate(zip(batch["captions"], batch["languages"], strict=True))
+            if language == self.required_language
+        }
+        embeds = self._teacher[0].embed([of_row[number] for number in range(num_rows)], device)
         return {**batch, "teacher_embeds": embeds.repeat(len(batch["captions"]) // num_rows, 1)}
 
     def forward(self, **inputs: Any) -> dict[str, torch.Tensor]:
@@ -82,6 +78,10 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str):
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
+        self.max_length = min(positions, tokenizer.model_max_length)
+        # SigLIP's text tower pools the last place, and was trained on texts padded to its full length.
+        self.padding = "max_length" if model.config.model_type.startswith("siglip") else "longest"
 
     @classmethod
     def open(cls, name: str) -> "Teacher":
@@ -101,7 +101,9 @@ class Teacher:
     @torch.no_grad()
     def embed(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
         """Projected embeddings, float32, (texts, dimension); texts too long for the teacher are cut."""
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(device)
+        tokens = self.tokenizer(
+            list(texts), padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(device)
         features = self.model.to(device).get_text_features(**tokens)
         return getattr(features, "pooler_output", features).float()
 
@@ -124,4 +126,4 @@ def distill(settings: DistillationSettings, evaluate: Evaluate | None = None) ->
             )
         return TaughtTexts(model, teacher, settings.languages, settings.teacher_language)
 
-    run_stage("distill", settings, KoEnClipModel, objective, evaluate=evaluate)
+    run_stage("distill", settings, KoEnClipModel, objective, teacher=settings.teacher, evaluate=evaluate)

@@ -46,9 +46,10 @@ class Judge:
         for module, training in modes:
             # Not model.train(): a module that a stage keeps in evaluation mode stays in it.
             module.training = training
-        self._first = self._first or figures
+        # A suite that was named later counts from its own first time.
+        self._first = {**figures, **self._first}
         for name, value in figures.items():
             first = self._first.get(name, value)
             if value < first - _TOLERATED_LOSS:
-                logger.warning("%s has fallen from %.3f before training to %.3f at step %d", name, first, value, step)
+                logger.warning("%s has fallen from %.3f at first to %.3f at step %d", name, first, value, step)
         return figures

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..manifests import write_text
+import torch
+from accelerate import Accelerator
+
+from ..manifests import read_json_lines, write_text
 
 logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
@@ -50,25 +53,21 @@ class RunLogs:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Lines of a run's `metrics.jsonl`."""
-    return _json_lines(folder / METRICS_FILE)
-
-
-def _json_lines(file: Path) -> list[dict[str, Any]]:
-    """Values of a file with one JSON value a line; a last line that a crash cut short is left out."""
-    # Every line that was written whole ends in a line break, so what follows the last one is a torn line or nothing;
-    # it may end in the middle of a character.
-    *whole, _ = file.read_bytes().split(b"\n")
-    return [json.loads(line) for line in whole]
+    return read_json_lines(folder / METRICS_FILE)
 
 
 class SkippedRows:
-    """Rows of this process whose picture did not decode: counted once each, written down, and limited."""
+    """Rows of this process that could not be used: counted once each, written down, and limited."""
 
     def __init__(self, folder: Path, rank: int, allowed: float):
-        """Go on from what an interrupted run noted; `allowed` rows may fail before the run stops."""
+        """Go on from what an interrupted run noted; `allowed` rows of all processes may fail before the run stops."""
         self._file = folder / f"skipped.rank{rank}.jsonl"
         self._allowed = allowed
-        self._keys = {line["key"] for line in _json_lines(self._file)} if self._file.is_file() else set()
+        noted = read_json_lines(self._file) if self._file.is_file() else []
+        self._keys = {line["key"] for line in noted}
+        if noted:
+            # Without the line that a crash tore, which the next one would be glued to.
+            write_text(self._file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in noted))
 
     def warn(self) -> None:
         """Say at the end how many there were."""
@@ -76,20 +75,24 @@ class SkippedRows:
             logger.warning("%d rows could not be used on this process; %s lists them", len(self._keys), self._file)
 
     def add(self, entries: list[tuple[str, str]]) -> None:
-        """Note rows that were passed over.
-
-        Raises:
-            ValueError: more rows failed than are allowed.
-        """
+        """Note rows that were passed over."""
         fresh = [(key, reason) for key, reason in dict(entries).items() if key not in self._keys]
         if not fresh:
             return
         self._keys.update(key for key, _ in fresh)
         with self._file.open("a", encoding="utf-8") as lines:
             lines.writelines(json.dumps({"key": k, "reason": r}, ensure_ascii=False) + "\n" for k, r in fresh)
-        if len(self._keys) > self._allowed:
+
+    def check(self, accelerator: Accelerator) -> None:
+        """Stop the run on every process where too many rows failed on all together; called by all of them.
+
+        Raises:
+            ValueError: more rows failed than are allowed.
+        """
+        count = torch.tensor(len(self._keys), device=accelerator.device)
+        total = int(accelerator.reduce(count, reduction="sum").item())
+        if total > self._allowed:
             raise ValueError(
-                f"{len(self._keys)} rows could not be used, more than the {self._allowed:g} that "
-                f"loading.max_bad_image_share allows; the last is {fresh[-1][0]}: {fresh[-1][1]}. All are listed in "
-                f"{self._file}."
+                f"{total} rows could not be used, more than the {self._allowed:g} that loading.max_bad_image_share "
+                f"allows. All are listed, with reasons, in {self._file.with_name('skipped.rank*.jsonl')}."
             )

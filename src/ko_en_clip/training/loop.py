@@ -107,6 +107,7 @@ def run_loop(
             at_end = progress.step == run.num_steps
             if progress.step % run.log_steps and not at_end:
                 continue
+            skipped.check(accelerator)
             figures = objective.figures(outputs, batch)
             values = window.close(progress.step, settings.loading.global_batch_size, figures)
             values |= {"learning_rate": rate, "skipped": progress.skipped_steps}

@@ -175,7 +175,9 @@ def _known_fields(where: str, values: dict[str, Any], config_class: type) -> dic
     return {name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
-def starting_model(model_class: type[Model], config: KoEnClipConfig, settings: ModelSettings) -> Model:
+def starting_model(
+    model_class: type[Model], config: KoEnClipConfig, settings: ModelSettings, *, whole: bool = False
+) -> Model:
     """The model of a run in float32: with the weights of `init`, of pre-trained towers, or fresh ones.
 
     transformers reports which weights the folder of `init` did not have and are new; of a pre-trained tower every
@@ -185,12 +187,14 @@ def starting_model(model_class: type[Model], config: KoEnClipConfig, settings: M
         model_class: KoEnClipModel or KoEnClipForPreTraining.
         config: what `starting_point` returned.
         settings: the settings that it was given.
+        whole: whether every weight has to be in the folder of `init`.
 
     Raises:
-        ValueError: a folder lacks weights of its tower, or a text tower is given to a model that has none.
+        ValueError: a folder lacks weights of its tower or of its model, or a text tower is given to a model without
+            one.
     """
     if settings.init is not None:
-        return _loaded(model_class, config, settings)
+        return _loaded(model_class, config, settings, whole)
     model = model_class._from_config(config, dtype=torch.float32, attn_implementation=settings.attn_implementation)
     vision, text = _pretrained(settings)
     taken: set[str] = set()
@@ -209,15 +213,25 @@ def starting_model(model_class: type[Model], config: KoEnClipConfig, settings: M
     return model
 
 
-def _loaded(model_class: type[Model], config: KoEnClipConfig, settings: ModelSettings) -> Model:
+def _loaded(model_class: type[Model], config: KoEnClipConfig, settings: ModelSettings, whole: bool) -> Model:
     """The model of `init`, its position table resized where pictures have another size."""
     assert settings.init is not None
     stored = KoEnClipConfig.from_pretrained(settings.init)
     if _image_size(stored) == _image_size(config):
         stored = config
-    model = model_class.from_pretrained(
-        settings.init, config=stored, dtype=torch.float32, attn_implementation=settings.attn_implementation
+    loaded: tuple[Model, dict[str, Any]] = model_class.from_pretrained(  # type: ignore[assignment]
+        settings.init,
+        config=stored,
+        dtype=torch.float32,
+        attn_implementation=settings.attn_implementation,
+        output_loading_info=True,
     )
+    model, report = loaded
+    if whole and report["missing_keys"]:
+        raise ValueError(
+            f"finetuning asks for a whole model to start from, and {settings.init} has no weights of "
+            f"{listed(report['missing_keys'])}; train it first, or leave finetuning out."
+        )
     if stored is config:
         return model
     resized = model_class._from_config(config, dtype=torch.float32, attn_implementation=settings.attn_implementation)
@@ -234,6 +248,7 @@ def save_run(
     settings: StageSettings,
     sources: Sequence[Source],
     progress: Progress,
+    teacher: str | None = None,
 ) -> None:
     """Put model, processor and manifest into the run's folder, the manifest last; call it on every process."""
     if accelerator.is_main_process:
@@ -246,7 +261,8 @@ def save_run(
             file.replace(folder / file.name)
         partial.rmdir()
         names = ("init", "vision_init", "text_init", "tokenizer")
-        origins = {name: getattr(settings.model, name) for name in names if getattr(settings.model, name)}
+        given = {name: getattr(settings.model, name) for name in names} | {"teacher": teacher}
+        origins = {name: at for name, at in given.items() if at}
         inputs = {
             "data": [source.fingerprint() for source in sources],
             "model": {name: hash_folder(Path(at)) if Path(at).is_dir() else at for name, at in origins.items()},

@@ -29,6 +29,9 @@ class Objective(nn.Module):
     with_text: ClassVar[bool] = True
     """Whether batches hold captions."""
 
+    required_language: str | None = None
+    """Language in which every row needs a text; rows without one are passed over."""
+
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from .settings import OptimizationSettings
@@ -42,8 +43,14 @@ def set_training_mode(model: nn.Module, frozen: Collection[str]) -> None:
     """
     model.train()
     for name, module in model.named_modules():
-        if _is_within(name, frozen):
+        if _is_within(name, frozen) or _is_still_norm(module):
             module.eval()
+
+
+def _is_still_norm(module: nn.Module) -> bool:
+    """Whether a batch norm has weights and none of them trains, as where adapters alone do."""
+    weights = list(module.parameters(recurse=False))
+    return isinstance(module, _BatchNorm) and bool(weights) and not any(weight.requires_grad for weight in weights)
 
 
 def weight_groups(model: nn.Module, settings: OptimizationSettings) -> list[dict[str, Any]]:

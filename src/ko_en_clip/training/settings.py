@@ -356,10 +356,12 @@ class ContrastiveSettings(StageSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.finetuning.trained_share < 1.0 and self.model.init is None:
+        needs_start = self.finetuning.trained_share < 1.0 or self.finetuning.lora.rank > 0
+        if needs_start and self.model.init is None:
             raise ValueError(
-                f"finetuning.trained_share is {self.finetuning.trained_share}, and model.init is absent: there is no "
-                "starting model to keep a share of. Set model.init, or leave trained_share at 1."
+                f"finetuning.trained_share is {self.finetuning.trained_share} and finetuning.lora.rank "
+                f"{self.finetuning.lora.rank}, and model.init is absent: there is no starting model to keep. Set "
+                "model.init, or leave finetuning out."
             )
 
 

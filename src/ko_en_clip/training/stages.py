@@ -2,18 +2,20 @@
 
 import logging
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers import PreTrainedModel
 
 from ..configuration_ko_en_clip import KoEnClipConfig
-from ..data.augmentation import MultiCropSettings
+from ..data.augmentation import AugmentationSettings, MultiCropSettings
 from ..data.loading import make_loader, open_sources
+from ..manifests import FILE_NAME
 from .checkpoints import holds_checkpoints
 from .held_out import Evaluate
 from .loop import CHECKPOINTS, run_loop
@@ -23,6 +25,8 @@ from .settings import RunSettings, StageSettings
 
 logger = logging.getLogger(__name__)
 ONE_VIEW = MultiCropSettings()
+# What processes wait for each other at most: the main one evaluates, and counts the rows of streams, alone.
+_PATIENCE = timedelta(hours=1)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -37,7 +41,10 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     if settings.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ValueError("run.precision is bf16, which this GPU cannot compute in; choose fp16.")
     # Without being told, Accelerate takes processes on a machine with CPUs alone for unrelated ones.
-    return Accelerator(mixed_precision=settings.precision, cpu=not torch.accelerator.is_available())
+    waiting = InitProcessGroupKwargs(timeout=_PATIENCE)
+    return Accelerator(
+        mixed_precision=settings.precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=[waiting]
+    )
 
 
 def run_stage(
@@ -46,6 +53,8 @@ def run_stage(
     model_class: type[Model],
     objective_of: Callable[[Model], Objective],
     *,
+    whole_start: bool = False,
+    teacher: str | None = None,
     views: MultiCropSettings = ONE_VIEW,
     finish: Callable[[Model], None] = lambda model: None,
     evaluate: Evaluate | None = None,
@@ -59,6 +68,8 @@ def run_stage(
         settings: of the stage.
         model_class: what to train.
         objective_of: what a model learns.
+        whole_start: whether `model.init` must have every weight.
+        teacher: folder or Hub id of the model that teaches, for the manifest.
         views: how many there are of each picture.
         finish: what is done to the trained model before it is saved.
         evaluate: figures of a model on held-out data.
@@ -80,10 +91,11 @@ def run_stage(
     _check_views(views, config)
     with accelerator.main_process_first():
         sources = open_sources(settings.sources)
-    model = starting_model(model_class, config, settings.model)
+    model = starting_model(model_class, config, settings.model, whole=whole_start)
     # Masks and dropout differ between processes as their pictures do.
     torch.manual_seed(settings.run.seed + accelerator.process_index)
     objective = objective_of(model)
+    _check_use(settings, objective)
     loader_from = partial(
         make_loader,
         sources,
@@ -97,6 +109,7 @@ def run_stage(
         seed=settings.run.seed,
         rank=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        required_language=objective.required_language,
     )
     num_rows = sum(len(source) for source in sources)
     progress = run_loop(accelerator, objective, lambda state: loader_from(state=state), num_rows, settings, evaluate)
@@ -108,7 +121,16 @@ def run_stage(
         trained = objective.model
         assert isinstance(trained, model_class)
         finish(trained)
-        save_run(accelerator, trained, processor, verb=verb, settings=settings, sources=sources, progress=progress)
+        save_run(
+            accelerator,
+            trained,
+            processor,
+            verb=verb,
+            settings=settings,
+            sources=sources,
+            progress=progress,
+            teacher=teacher,
+        )
     accelerator.end_training()
 
 
@@ -120,6 +142,15 @@ def _check_divides(settings: StageSettings, num_processes: int) -> None:
             f"loading.global_batch_size ({rows}) is not a multiple of the number of processes ({num_processes}) times "
             f"run.gradient_accumulation_steps ({passes})."
         )
+
+
+def _check_use(settings: StageSettings, objective: Objective) -> None:
+    """Check that no setting speaks of what the stage does not read."""
+    loading = settings.loading
+    if not objective.with_text and (loading.every_language or loading.language_shares):
+        raise ValueError("loading.every_language or language_shares is set, and this stage reads no captions.")
+    if not objective.with_pictures and settings.augmentation != AugmentationSettings():
+        raise ValueError("augmentation is set, and this stage reads no pictures.")
 
 
 def _check_views(views: MultiCropSettings, config: KoEnClipConfig) -> None:
@@ -136,9 +167,12 @@ def _check_views(views: MultiCropSettings, config: KoEnClipConfig) -> None:
 def _claim_folder(accelerator: Accelerator, run: RunSettings) -> None:
     checkpoints = Path(run.output_dir) / CHECKPOINTS
     # A run that died in its first save left nothing to go on from.
-    if not run.resume and holds_checkpoints(checkpoints):
+    if not run.resume and (holds_checkpoints(checkpoints) or (checkpoints.parent / FILE_NAME).is_file()):
         raise FileExistsError(
             f"{run.output_dir} holds a run already; set run.resume to go on with it, or choose another run.output_dir."
         )
+    if accelerator.is_main_process and not run.resume:
+        for noted in checkpoints.parent.glob("skipped.rank*.jsonl"):
+            noted.unlink()
     accelerator.wait_for_everyone()
     checkpoints.mkdir(parents=True, exist_ok=True)
