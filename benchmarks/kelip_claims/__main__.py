@@ -4,7 +4,8 @@
     python benchmarks/kelip_claims --table docs/measured/kelip_claims.json
 
 SOURCE holds emoji/{noto,openmoji,twemoji}.parquet and cifar10/cifar10_{train,test}.parquet. Every finished run is
-written into the figures at once, and a second call goes on where the first stopped. Runs go seed by seed.
+written into the figures at once, and a second call goes on where the first stopped. Runs go seed by seed; calls with
+other seeds or arms may run beside each other, once the first has timed the steps.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import resource
 import shutil
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from arms import ARMS, pretrain_settings, train_settings
+from filelock import FileLock
 from pictures import kept_pairs, prepare
 from scores import Scores, difference, emoji_scores, photo_scores
 from tables import CHANCE, COMPARISONS, tables
@@ -44,7 +47,7 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="JSON file of the figures")
     parser.add_argument("--folder", type=Path, default=Path("runs/kelip_claims"), help="where the runs go")
     parser.add_argument("--seconds", type=float, default=90.0, help="CPU-seconds of training, of each arm")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--table", type=Path, help="print the tables of this JSON file, and do nothing else")
     arguments = parser.parse_args()
@@ -68,20 +71,27 @@ class Experiments:
         if self.figures["cpu_seconds"] != seconds:
             sys.exit(f"{file} is of runs of {self.figures['cpu_seconds']} CPU-seconds, not of {seconds}.")
 
-    def run(self, seeds: int, arms: list[str]) -> None:
+    def run(self, seeds: list[int], arms: list[str]) -> None:
         """Train and measure what is not there yet, seed by seed."""
         if not self.figures["cpu_seconds_a_step"]:
             self.time_arms()
-        for seed in range(seeds):
+        for seed in seeds:
             for name in arms:
-                if not any((run["arm"], run["seed"]) == (name, seed) for run in self.figures["runs"]):
-                    self.figures["runs"].append(self.run_arm(name, seed))
-                    self.figures["differences"] = self.differences()
-                    self.save()
+                if seed not in self.seeds_of(name):
+                    run = self.run_arm(name, seed)
+                    with self.changed():
+                        self.figures["runs"].append(run)
+                        self.figures["runs"].sort(key=lambda one: (list(ARMS).index(one["arm"]), one["seed"]))
+                        self.figures["differences"] = self.differences()
 
-    def save(self) -> None:
-        """Write the figures."""
-        write_text(self.file, json.dumps(self.figures, ensure_ascii=False, indent=1) + "\n")
+    @contextmanager
+    def changed(self) -> Iterator[None]:
+        """The figures as they stand in the file, to be changed and written before another process reads them."""
+        with FileLock(self.folder / "figures.lock"):
+            if self.file.is_file():
+                self.figures = json.loads(self.file.read_text(encoding="utf-8"))
+            yield
+            write_text(self.file, json.dumps(self.figures, ensure_ascii=False, indent=1) + "\n")
 
     def run_arm(self, name: str, seed: int) -> dict[str, Any]:
         """Train one arm, measure it, keep its scores item by item, and say what it took."""
@@ -106,14 +116,13 @@ class Experiments:
 
     def pretrained(self, seed: int) -> dict[str, Any]:
         """Steps and CPU-seconds of the warm start that the arms of a seed share; it is made where it is not there."""
-        done = self.figures["pretraining"]
-        if str(seed) not in done:
+        if str(seed) not in self.figures["pretraining"]:
             steps = round(_MASKED_SHARE * self.figures["cpu_seconds"] / self.seconds_a_step(_MAE))
             output_dir = self.pretrained_folder(seed)
             taken = self.timed(lambda: pretrain_mae(pretrain_settings(self.data, output_dir, steps, seed)), output_dir)
-            done[str(seed)] = {"steps": steps, "cpu_seconds": round(taken, 1)}
-            self.save()
-        return done[str(seed)]
+            with self.changed():
+                self.figures["pretraining"][str(seed)] = {"steps": steps, "cpu_seconds": round(taken, 1)}
+        return self.figures["pretraining"][str(seed)]
 
     def pretrained_folder(self, seed: int) -> Path:
         """Where the warm start of a seed lies."""
@@ -140,8 +149,8 @@ class Experiments:
                     self.timed(partial(self.time_arm, name, output_dir, n), output_dir) for n in _TIMED_STEPS
                 )
                 timed.append((long - short) / (_TIMED_STEPS[1] - _TIMED_STEPS[0]))
-        self.figures["cpu_seconds_a_step"] = {name: round(statistics.mean(of), 4) for name, of in found.items()}
-        self.save()
+        with self.changed():
+            self.figures["cpu_seconds_a_step"] = {name: round(statistics.mean(of), 4) for name, of in found.items()}
 
     def time_arm(self, name: str, output_dir: Path, steps: int) -> None:
         """A run that is thrown away."""
