@@ -127,7 +127,7 @@ def test_differences_of_the_claims_are_those_of_their_runs():
     values = {(run["arm"], run["seed"]): run["values"] for run in figures["runs"]}
     rows = {(row["title"], row["metric"]): row for row in figures["differences"]}
     for title, with_it, without, predicted in tables["COMPARISONS"]:
-        if without == tables["CHANCE"] or not any(arm == with_it for arm, _ in values):
+        if without == tables["CHANCE"]:
             continue
         for metric in predicted:
             row = rows[title, metric]

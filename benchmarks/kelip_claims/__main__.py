@@ -26,6 +26,7 @@ import torch
 from arms import ARMS, pretrain_settings, train_settings
 from filelock import FileLock
 from pictures import kept_pairs, prepare
+from safetensors.numpy import load_file, save_file
 from scores import Scores, difference, emoji_scores, photo_scores
 from tables import CHANCE, COMPARISONS, tables
 
@@ -38,6 +39,7 @@ _MASKED_SHARE = 0.2
 _TIMED_STEPS = (2, 42)
 _TIMING_ROUNDS = 2
 _MAE = "MAE"
+_SCORES = "scores.safetensors"
 
 
 def main() -> None:
@@ -103,7 +105,7 @@ class Experiments:
             lambda: train_contrastive(train_settings(arm, self.data, pretrained, output_dir, steps, seed)), output_dir
         )
         scores = (photo_scores if arm.data == "photos" else emoji_scores)(output_dir, self.data)
-        np.savez(output_dir / "scores.npz", **scores)
+        save_file(scores, output_dir / _SCORES)
         return {
             "arm": name,
             "seed": seed,
@@ -177,7 +179,9 @@ class Experiments:
             others = [self.scores(without, seed) for seed in sorted(seeds)] if without != CHANCE else []
             for metric in predicted if seeds else ():
                 ours = [scores[metric] for scores in found]
-                theirs = [scores[metric] for scores in others] or [chance(metric, len(values)) for values in ours]
+                theirs: list[Any] = [scores[metric] for scores in others] or [
+                    chance(metric, len(values)) for values in ours
+                ]
                 means = {
                     name: [round(float(np.mean(one)), 5) for one in of]
                     for name, of in (("with", ours), ("without", theirs))
@@ -191,8 +195,7 @@ class Experiments:
 
     def scores(self, name: str, seed: int) -> Scores:
         """Scores of a finished run."""
-        with np.load(self.folder / "runs" / str(seed) / name.replace(" ", "_") / "scores.npz") as kept:
-            return dict(kept)
+        return load_file(self.folder / "runs" / str(seed) / name.replace(" ", "_") / _SCORES)
 
 
 def chance(metric: str, items: int) -> float:

@@ -84,9 +84,7 @@ ARMS = {
     "no MAE": Arm(warm_start=False, costs_as="baseline"),
     "multi-crop": Arm(crops=_CROPS),
     "one language a picture": Arm(captions="by_set"),
-    "one language a concept": Arm(captions="by_concept", costs_as="one language a picture"),
     "no colour": Arm(colour=_OFF, steps_of="baseline"),
-    "strong colour": Arm(colour=_STRONG, steps_of="baseline"),
     "photos, no colour": Arm(data="photos", captions="caption", warm_start=False, colour=_OFF),
     "photos, strong colour": Arm(
         data="photos", captions="caption", warm_start=False, colour=_STRONG, steps_of="photos, no colour"

@@ -60,14 +60,13 @@ def share_of(*parts: str) -> float:
 
 
 def emoji_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A picture with both names; with one by artwork set; and with one by concept.
+    """A picture with both names, and with one by artwork set.
 
     By set: a concept that has its Korean name on Noto has its English name on OpenMoji, or the other way round, so
-    both names occur, never on one picture. By concept: only one of its names occurs at all.
+    both names occur, never on one picture.
     """
     ko, en = row["name_ko"], row["name_en"]
-    is_ko = share_of(row["base"]) < 0.5
-    is_ko_here = is_ko == (row["set"] == TRAIN_SETS[0])
+    is_ko_here = (share_of(row["base"]) < 0.5) == (row["set"] == TRAIN_SETS[0])
     return {
         "image": quickly_decoded(row["image"]),
         "base": row["base"],
@@ -76,8 +75,6 @@ def emoji_row(row: dict[str, Any]) -> dict[str, Any]:
         "name_en": en,
         "by_set_ko": ko if is_ko_here else "",
         "by_set_en": "" if is_ko_here else en,
-        "by_concept_ko": ko if is_ko else "",
-        "by_concept_en": "" if is_ko else en,
     }
 
 

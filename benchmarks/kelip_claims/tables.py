@@ -28,11 +28,7 @@ COMPARISONS = (
     Comparison("Multi-crop", "multi-crop", "baseline", _all(_RETRIEVAL, 1)),
     Comparison("One language a picture, against chance", "one language a picture", CHANCE, _all(_TEXTS, 1)),
     Comparison("One language a picture, against both", "one language a picture", "baseline", _all(_TEXTS, 0)),
-    Comparison("One language a concept, against chance", "one language a concept", CHANCE, _all(_TEXTS, 1)),
     Comparison("Mild colour distortion, emoji", "baseline", "no colour", _all(_RETRIEVAL, -1) | _all(_ACCURACY, 1)),
-    Comparison(
-        "Strong colour distortion, emoji", "strong colour", "no colour", _all(_RETRIEVAL, -1) | _all(_ACCURACY, 1)
-    ),
     Comparison(
         "Strong colour distortion, photographs",
         "photos, strong colour",
