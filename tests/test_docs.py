@@ -3,11 +3,13 @@
 import json
 import re
 import runpy
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from scipy import stats
 
 from ko_en_clip import KoEnClipConfig, KoEnClipModel
 from ko_en_clip.__main__ import VERBS
@@ -102,3 +104,48 @@ def test_the_code_of_the_tokenizer_page_runs():
 def test_figures_of_pictures_are_those_that_were_printed():
     page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
     assert (ROOT / "docs" / "measured" / "image_processing.txt").read_text(encoding="utf-8") in page
+
+
+def test_tables_of_the_claims_are_those_of_the_figures():
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    figures = json.loads((ROOT / "docs" / "measured" / "kelip_claims.json").read_text(encoding="utf-8"))
+    of_claims = runpy.run_path(str(ROOT / "benchmarks" / "kelip_claims" / "tables.py"))
+    printed = of_claims["tables"](figures)
+    assert len(printed) > 2
+    for table_of_claim in printed:
+        assert table_of_claim in page
+    # The twin: a seed's figure that was changed by hand is found.
+    for row in figures["differences"]:
+        row["with"][0] += 0.1
+    changed = of_claims["tables"](figures)
+    assert not any(table_of_claim in page for table_of_claim in changed[2:])
+
+
+def test_differences_of_the_claims_are_those_of_their_runs():
+    figures = json.loads((ROOT / "docs" / "measured" / "kelip_claims.json").read_text(encoding="utf-8"))
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "kelip_claims" / "tables.py"))
+    values = {(run["arm"], run["seed"]): run["values"] for run in figures["runs"]}
+    rows = {(row["title"], row["metric"]): row for row in figures["differences"]}
+    for title, with_it, without, predicted in tables["COMPARISONS"]:
+        if without == tables["CHANCE"]:
+            continue
+        for metric in predicted:
+            row = rows[title, metric]
+            pairs = list(zip(row["with"], row["without"], strict=True))
+            expected = [(values[with_it, n][metric], values[without, n][metric]) for n in range(len(pairs))]
+            assert pairs == expected
+            # All are rounded to the fifth digit.
+            differences = [one - other for one, other in pairs]
+            assert row["seeds"] == pytest.approx(differences, abs=2e-5)
+            half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(differences)
+            interval = [statistics.mean(differences) - half, statistics.mean(differences) + half]
+            assert [row["seeds_low"], row["seeds_high"]] == pytest.approx(interval, abs=2e-4)
+
+
+def test_a_claim_is_decided_by_both_intervals():
+    verdict = runpy.run_path(str(ROOT / "benchmarks" / "kelip_claims" / "tables.py"))["verdict"]
+    above = {"seeds_low": 0.1, "seeds_high": 0.3, "items_low": 0.05, "items_high": 0.2}
+    below = {"seeds_low": -0.3, "seeds_high": -0.1, "items_low": -0.2, "items_high": -0.05}
+    assert [verdict(sign, above) for sign in (1, -1, 0)] == ["supported", "contradicted", "silent"]
+    assert [verdict(sign, below) for sign in (1, -1)] == ["contradicted", "supported"]
+    assert verdict(1, {**above, "seeds_low": -0.1}) == verdict(1, {**above, "items_low": -0.1}) == "undecided"
