@@ -1,4 +1,4 @@
-"""KELIP's claims (Kim et al. 2022) at a small scale: arms that differ in one thing, at equal CPU-seconds.
+"""KELIP's claims (Ko and Gu 2022) at a small scale: arms that differ in one thing, at equal CPU-seconds.
 
     OMP_NUM_THREADS=1 python benchmarks/kelip_claims SOURCE --figures docs/measured/kelip_claims.json
     python benchmarks/kelip_claims --table docs/measured/kelip_claims.json
