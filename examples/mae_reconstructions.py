@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ko_en_clip import KoEnClipConfig, KoEnClipForPreTraining, KoEnClipImageProcessor
 from ko_en_clip.data.augmentation import AugmentationSettings, random_view
-from ko_en_clip.data.loading import normalized
+from ko_en_clip.data.collation import normalized
 from ko_en_clip.training.optimization import learning_rate_at, make_optimizer
 from ko_en_clip.training.reconstructions import draw_reconstructions
 from ko_en_clip.training.settings import OptimizationSettings

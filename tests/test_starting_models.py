@@ -40,8 +40,9 @@ from transformers import (
 )
 
 from ko_en_clip import KoEnClipConfig, KoEnClipForPreTraining, KoEnClipModel, KoEnClipProcessor, KoEnClipTokenizerFast
-from ko_en_clip.data.augmentation import AugmentationSettings
-from ko_en_clip.data.loading import Collator, Example
+from ko_en_clip.data.augmentation import AugmentationSettings, Views
+from ko_en_clip.data.collation import Collator
+from ko_en_clip.data.examples import Caption, Example
 from ko_en_clip.tokenization_ko_en_clip import text_lengths_of
 from ko_en_clip.training.models import starting_model, starting_point
 from ko_en_clip.training.settings import ModelSettings
@@ -804,11 +805,19 @@ def test_a_batch_of_the_loader_trains_it(
     generator = torch.Generator().manual_seed(0)
     examples = [
         Example(
-            torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=generator), [caption, caption[:3]], row, 7, []
+            views=Views(
+                torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8, generator=generator),
+                torch.empty(0, 3, 16, 16, dtype=torch.uint8),
+            ),
+            captions=[Caption("ko", caption), Caption("en", caption[:3])],
+            group=str(row),
+            key=f"row {row}",
+            draw=7,
+            skipped=[],
         )
         for row, caption in enumerate(CAPTIONS)
     ]
-    batch = Collator(processor, AugmentationSettings(), with_text=True)(examples)
+    batch = Collator(processor, AugmentationSettings())(examples)
     assert batch["text_lengths"] == batch["attention_mask"].sum(dim=1).tolist()
     given = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask", "text_lengths", "groups")}
     losses = []

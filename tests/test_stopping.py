@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from ko_en_clip.data.loading import init_worker
 from ko_en_clip.training.checkpoints import Progress, load_newest_checkpoint, save_checkpoint
 from ko_en_clip.training.stopping import StopRequests
 
@@ -125,7 +126,7 @@ def run_until_told(folder):
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
     progress = Progress()
     with StopRequests(accelerator) as stop:
-        for batch in torch.utils.data.DataLoader(Rows(), batch_size=2, num_workers=2):
+        for batch in torch.utils.data.DataLoader(Rows(), batch_size=2, num_workers=2, worker_init_fn=init_worker):
             accelerator.backward(model(batch).mean())
             optimizer.step()
             progress.step += 1

@@ -387,7 +387,7 @@ def test_other_formats_are_counted_by_reading(tmp_path: Path, tiny_processor: Ko
     found = list(loader_of([source], tiny_processor, num_steps=5))
     assert sorted(row for batch in found for row in numbers(batch["keys"])) == sorted(2 * list(range(10)))
     assert set(found[0]) == {
-        "input_ids", "attention_mask", "text_lengths", "groups", "languages", "keys", "skipped",
+        "captions", "input_ids", "attention_mask", "text_lengths", "groups", "languages", "keys", "skipped",
     }  # fmt: skip
 
 

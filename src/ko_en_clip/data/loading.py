@@ -6,6 +6,7 @@ would have read.
 """
 
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ def make_loader(
             num_workers=loading.num_workers,
             # Workers take their seeds from here; the global random state, which a checkpoint restores, stays as it is.
             generator=generator_for(seed),
-            worker_init_fn=_init_worker,
+            worker_init_fn=init_worker,
         )
     if state and streamed:
         batches.load_state_dict(state["readers"])
@@ -262,7 +263,10 @@ def _check_state(state: Mapping[str, Any] | None, made_with: Mapping[str, Any]) 
         )
 
 
-def _init_worker(worker_id: int) -> None:
+def init_worker(worker_id: int) -> None:
+    """What a loader's worker does first."""
+    # A signal to the whole group is for the training process, which still needs its workers while it saves.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A worker is one of several processes already; threads of the tokenizer would only be in each other's way, and
     # forked ones would stand still.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
