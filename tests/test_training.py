@@ -353,6 +353,30 @@ def test_a_finished_run_whose_checkpoints_were_deleted_is_not_trained_over(setti
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
 
 
+def test_what_does_not_fit_is_refused_before_data_and_weights_are_opened(settings, monkeypatch):
+    import ko_en_clip.training.stages as stages
+
+    opened = []
+    monkeypatch.setattr(stages, "open_sources", lambda settings: opened.append("data"))
+    monkeypatch.setattr(stages, "starting_model", lambda *given, **named: opened.append("weights"))
+    passes = dataclasses.replace(settings.run, gradient_accumulation_steps=3)
+    with pytest.raises(
+        ValueError, match=r"global_batch_size \(8\) is not a multiple .*gradient_accumulation_steps \(3\)"
+    ):
+        train_contrastive(dataclasses.replace(settings, run=passes))
+    for size in (4, 12):
+        views = ViewSettings(num_local=1, local_size=size)
+        with pytest.raises(ValueError, match=f"local_size is {size}, and the vision tower's patches have 8 pixels"):
+            train_contrastive(dataclasses.replace(settings, views=views))
+    assert opened == []
+
+
+def test_small_views_train(settings, tmp_path):
+    """The twin of the refusal above: views of whole patches."""
+    train_contrastive(dataclasses.replace(settings, views=ViewSettings(num_local=2, local_size=8)))
+    assert len(losses(tmp_path / "run")) == 6 and all(math.isfinite(loss) for loss in losses(tmp_path / "run"))
+
+
 def test_what_a_stage_does_not_read_is_refused(settings):
     loading = dataclasses.replace(settings.loading, every_language=True)
     with pytest.raises(ValueError, match="this stage reads no captions"):
