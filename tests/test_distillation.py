@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,9 +13,9 @@ from transformers import AutoModel, CLIPConfig, CLIPModel
 
 from ko_en_clip import KoEnClipModel, KoEnClipProcessor
 from ko_en_clip.commands import distill as distill_command
-from ko_en_clip.data.augmentation import AugmentationSettings
-from ko_en_clip.data.loading import LoadingSettings
-from ko_en_clip.data.pairs import DataSettings
+from ko_en_clip.data.augmentation import AugmentationSettings, MultiCropSettings
+from ko_en_clip.data.loading import LoadingSettings, make_loader
+from ko_en_clip.data.pairs import DataSettings, PairSet
 from ko_en_clip.image_processing_ko_en_clip import KoEnClipImageProcessor
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 from ko_en_clip.training.accumulation import backward
@@ -24,6 +25,7 @@ from ko_en_clip.training.settings import DistillationSettings, ModelSettings, Op
 
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = {**TOWER, "image_size": 16, "patch_size": 8}
+PARALLEL = DataSettings(path="memory", image=None, captions={"ko": "ko", "en": "en"})
 DIGITS = DataSettings(path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"})
 
 
@@ -58,7 +60,7 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def settings(folders, tmp_path):
     return DistillationSettings(
-        data=DataSettings(path=str(folders / "parallel.tsv"), image=None, captions={"ko": "ko", "en": "en"}),
+        data=dataclasses.replace(PARALLEL, path=str(folders / "parallel.tsv")),
         teacher=str(folders / "teacher"),
         model=ModelSettings(
             tokenizer=str(folders / "tokenizer"), vision_init=str(folders / "teacher"), config={"text_config": TOWER}
@@ -140,38 +142,44 @@ def test_rows_that_say_nothing_to_the_teacher_are_passed_over(settings, tmp_path
     assert [(json.loads(line)["key"], json.loads(line)["reason"]) for line in noted] == [("row 1", "no text in 'en'")]
 
 
-def test_several_texts_of_a_language_are_not_paired_by_chance(tiny_processor):
-    import datasets
+def parallel_batch(processor, rows, required_language):
+    """The first batch of rows with texts in Korean and English, each row once."""
+    loader = make_loader(
+        [PairSet(datasets.Dataset.from_list(rows), PARALLEL)],
+        processor,
+        LoadingSettings(global_batch_size=len(rows), num_workers=0, every_language=True),
+        AugmentationSettings(),
+        MultiCropSettings(),
+        with_pictures=False,
+        with_text=True,
+        num_steps=1,
+        state=None,
+        seed=0,
+        rank=0,
+        num_processes=1,
+        required_language=required_language,
+    )
+    return next(loader)
 
-    from ko_en_clip.data.augmentation import AugmentationSettings, MultiCropSettings
-    from ko_en_clip.data.loading import make_loader
-    from ko_en_clip.data.pairs import PairSet
 
-    rows = [{"ko": ["하나", "둘"], "en": ["one", "two"]}, *({"ko": ["셋"], "en": ["three"]} for _ in range(3))]
-    data = DataSettings(path="memory", image=None, captions={"ko": "ko", "en": "en"})
+def test_texts_at_the_same_place_belong_together(tiny_processor):
+    texts = [("하나", "one"), ("둘", "two"), ("셋", "three"), ("넷", "four"), ("다섯", "five")]
+    rows = [{"ko": [ko for ko, _ in texts], "en": [en for _, en in texts]} for _ in range(8)]
 
-    def batch(required_language):
-        return next(
-            make_loader(
-                [PairSet(datasets.Dataset.from_list(rows), data)],
-                tiny_processor,
-                LoadingSettings(global_batch_size=4, num_workers=0, every_language=True),
-                AugmentationSettings(),
-                MultiCropSettings(),
-                with_pictures=False,
-                with_text=True,
-                num_steps=1,
-                state=None,
-                seed=0,
-                rank=0,
-                num_processes=1,
-                required_language=required_language,
-            )
-        )
+    def pairs(required_language):
+        captions = parallel_batch(tiny_processor, rows, required_language)["captions"]
+        return list(zip(captions[:8], captions[8:], strict=True))
 
-    reason = "several texts in 'ko', and nothing says which belong together"
-    assert batch("en")["skipped"] == [("row 0", reason)]
-    assert batch(None)["skipped"] == []
+    assert set(pairs("en")) <= set(texts) and len(set(pairs("en"))) > 1
+    # The twin: without a teacher each language draws by itself.
+    assert not set(pairs(None)) <= set(texts)
+
+
+def test_unequal_numbers_of_texts_are_not_paired_by_chance(tiny_processor):
+    rows = [{"ko": ["하나", "둘"], "en": ["one"]}, *({"ko": ["셋"], "en": ["three"]} for _ in range(3))]
+    reason = "the languages have unequal numbers of texts, {'ko': 2, 'en': 1}; which belong together is unknown"
+    assert parallel_batch(tiny_processor, rows, "en")["skipped"] == [("row 0", reason)]
+    assert parallel_batch(tiny_processor, rows, None)["skipped"] == []
 
 
 def test_a_teacher_says_of_a_text_the_same_in_any_company(folders, tmp_path):

@@ -3,6 +3,7 @@
 Run as a program, alone or by torch.distributed.run, this file is a small run that is told to stop.
 """
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
+from torchdata.stateful_dataloader import StatefulDataLoader
 
-from ko_en_clip.data.loading import init_worker
+from ko_en_clip.data.loading import BatchLoader, init_worker
 from ko_en_clip.training.checkpoints import Progress, load_newest_checkpoint, save_checkpoint
 from ko_en_clip.training.stopping import StopRequests
 
@@ -149,6 +151,15 @@ def started(folder, *launcher):
     )
 
 
+def ended(process, timeout):
+    """What a process printed by its end; one that does not end is killed with all that it started."""
+    try:
+        return process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
@@ -163,7 +174,7 @@ def test_a_signal_to_the_whole_group_lets_the_run_save_and_end_well(tmp_path):
     process = started(tmp_path / "run")
     assert process.stdout.readline() == "training\n"
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
+    _, errors = ended(process, timeout=120)
     assert process.returncode == 0, errors[-4000:]
     step, [state] = loader_states(tmp_path / "run")
     assert step >= 3 and state == {"step": step, "asked": True}
@@ -171,9 +182,35 @@ def test_a_signal_to_the_whole_group_lets_the_run_save_and_end_well(tmp_path):
 
 def test_all_processes_stop_at_the_step_where_one_is_told(tmp_path):
     process = started(tmp_path / "one_told", *TWO)
-    _, errors = process.communicate(timeout=240)
+    _, errors = ended(process, timeout=240)
     assert process.returncode == 0, errors[-4000:]
     assert loader_states(tmp_path / "one_told") == (3, [{"step": 3, "asked": False}, {"step": 3, "asked": True}])
+
+
+def leave_with_an_open_loader():
+    """As after an error that some frame still holds."""
+    batches = StatefulDataLoader(Rows(), batch_size=2, num_workers=2, worker_init_fn=init_worker)
+    loader = BatchLoader(batches, step=0, num_steps=100, made_with={}, streamed=False)
+    next(loader)
+    sys.held = loader
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        # What the twin shows: they live, and not even their parent's signal ends them.
+        worker.terminate()
+        worker.join(timeout=1)
+    print(*(worker.pid for worker in workers if worker.is_alive()), flush=True)
+    raise RuntimeError("left")
+
+
+def test_a_process_that_leaves_with_an_open_loader_ends_and_so_do_its_workers(tmp_path):
+    process = started("leave")
+    output, errors = ended(process, timeout=120)
+    assert process.returncode == 1 and "RuntimeError: left" in errors
+    workers = [int(number) for number in output.split()]
+    assert len(workers) == 2
+    for number in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
 
 
 @pytest.mark.slow
@@ -181,7 +218,7 @@ def test_the_launcher_passes_the_signal_on_and_waits_for_the_checkpoint(tmp_path
     process = started(tmp_path / "launcher_told", *TWO)
     assert process.stdout.readline() == "training\n"
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=240)
+    ended(process, timeout=240)
     # The launcher itself reports that it was told to stop.
     assert process.returncode != 0
     step, states = loader_states(tmp_path / "launcher_told")
@@ -190,4 +227,6 @@ def test_the_launcher_passes_the_signal_on_and_waits_for_the_checkpoint(tmp_path
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "leave":
+        leave_with_an_open_loader()
     run_until_told(Path(sys.argv[1]))

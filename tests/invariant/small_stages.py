@@ -116,7 +116,7 @@ def settings_of(name: str, folder: Path, run: Path, **changed: Any) -> dict[str,
     """Settings of a stage that trains from the ingredients in `folder` into `run`; `changed` are fields of `run`."""
     settings: dict[str, Any] = {
         "data": yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8")),
-        "loading": {"global_batch_size": 8, "num_workers": 0},
+        "loading": {"global_batch_size": 8, "num_workers": 0, "max_bad_image_share": 0.1},
         "optimization": {"learning_rate": 1e-3, "warmup_steps": 2},
         "run": {"num_steps": NUM_STEPS, "log_steps": 1, "checkpoint_steps": CHECKPOINT_STEPS},
     }

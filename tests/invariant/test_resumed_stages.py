@@ -175,13 +175,27 @@ def test_a_run_that_dies_in_its_first_save_begins_anew(ingredients, straight, tm
 
 def test_a_run_all_of_whose_checkpoints_are_damaged_begins_anew(ingredients, straight, tmp_path):
     run = tmp_path / "run"
-    train_stage("clip_vit", ingredients, run)
+    with stopped_after(4):
+        train_stage("clip_vit", ingredients, run)
     for file in (run / "checkpoints").glob("*/model.safetensors"):
         file.write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="begin the run without run.resume"):
         train_stage("clip_vit", ingredients, run, resume=True)
     train_stage("clip_vit", ingredients, run)
     assert left_by(run) == left_by(straight("clip_vit"))
+
+
+def test_a_run_that_has_ended_is_not_written_over(ingredients, tmp_path):
+    run = tmp_path / "run"
+    train_stage("clip_vit", ingredients, run)
+    for file in (run / "checkpoints").glob("*/model.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="no checkpoint to go on from that is whole"):
+        train_stage("clip_vit", ingredients, run, resume=True)
+    before = weights(run)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train_stage("clip_vit", ingredients, run)
+    assert weights(run) == before
 
 
 def test_what_a_crash_tore_in_the_logs_does_not_stop_a_resumption(ingredients, straight, tmp_path):

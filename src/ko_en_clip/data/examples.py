@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from .augmentation import AugmentationSettings, MultiCropSettings, Views, random_views
 from .pairs import PairRow, UnreadablePictureError
+
+T = TypeVar("T")
 
 
 def generator_for(*numbers: int) -> torch.Generator:
@@ -70,7 +72,8 @@ class ExampleMaker:
     """Whether an example has a caption in each language that the row has, of which the batch takes one."""
     seed: int
     required_language: str | None = None
-    """Language in which a row needs a text. Its texts then belong together, so it has one in each language at most."""
+    """Language in which a row needs a text. Texts of a row then have to mean the same: with several in a language, those
+    at the same place do, as in a translated set, and one place is drawn."""
 
     def __call__(self, row: PairRow, epoch: int) -> Example:
         """The example of a row in an epoch.
@@ -82,9 +85,9 @@ class ExampleMaker:
         captions = row.captions() if self.with_text else {}
         if self.with_text and not captions:
             raise UnusableRowError(self._key(row), "no caption in any language")
-        if self.required_language is not None:
-            self._check_parallel(row, captions)
         generator = generator_for(self.seed, epoch, row.number)
+        if self.required_language is not None:
+            captions = self._drawn_place(row, captions, generator)
         drawn = self._drawn_captions(captions, generator) if self.with_text else []
         views = None
         if picture is not None:
@@ -92,14 +95,18 @@ class ExampleMaker:
         draw = int(torch.randint(2**62, (), generator=generator))
         return Example(views, drawn, row.group(), self._key(row), draw, [])
 
-    def _check_parallel(self, row: PairRow, captions: dict[str, list[str]]) -> None:
+    def _drawn_place(
+        self, row: PairRow, captions: dict[str, list[str]], generator: torch.Generator
+    ) -> dict[str, list[str]]:
         if self.required_language not in captions:
             raise UnusableRowError(self._key(row), f"no text in {self.required_language!r}")
-        several = [language for language, texts in captions.items() if len(texts) > 1]
-        if several:
+        counts = {language: len(texts) for language, texts in captions.items()}
+        if len(set(counts.values())) > 1:
             raise UnusableRowError(
-                self._key(row), f"several texts in {several[0]!r}, and nothing says which belong together"
+                self._key(row), f"the languages have unequal numbers of texts, {counts}; which belong together is unknown"
             )
+        place = _draw(range(counts[self.required_language]), generator)
+        return {language: [texts[place]] for language, texts in captions.items()}
 
     def _key(self, row: PairRow) -> str:
         return f"{self.origin}{row.key()}"
@@ -120,7 +127,7 @@ class ExampleMaker:
         return [Caption(language, _draw(captions[language], generator)) for language in chosen]
 
 
-def _draw(choices: Sequence[str], generator: torch.Generator) -> str:
+def _draw(choices: Sequence[T], generator: torch.Generator) -> T:
     return choices[int(torch.randint(len(choices), (), generator=generator))]
 
 

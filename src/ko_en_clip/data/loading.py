@@ -5,6 +5,8 @@ read in passing depends on the number of workers, too. A run that is resumed rea
 would have read.
 """
 
+import atexit
+import multiprocessing
 import os
 import signal
 import warnings
@@ -101,7 +103,12 @@ class BatchLoader:
         if self._step >= self._num_steps:
             raise StopIteration
         if self._iterator is None:
+            others = multiprocessing.active_children()
             self._iterator = iter(self._batches)
+            for worker in set(multiprocessing.active_children()).difference(others):
+                # A process that leaves with a loader open, as after an error, would tell its workers to end by the
+                # signal that they do not heed, and wait for them.
+                atexit.register(worker.kill)
         batch = next(self._iterator)
         self._step += 1
         return batch

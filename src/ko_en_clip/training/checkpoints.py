@@ -253,7 +253,8 @@ def _newest_whole(accelerator: Accelerator, folder: Path) -> Path:
             return candidate
         _on_main(accelerator, partial(_set_aside, candidate, "; ".join(faults)))
     raise FileNotFoundError(
-        f"{folder} has no checkpoint to go on from that is whole; begin the run without run.resume."
+        f"{folder} has no checkpoint to go on from that is whole; begin the run without run.resume, in another "
+        "folder if this one holds a trained model."
     )
 
 
