@@ -72,8 +72,8 @@ class ExampleMaker:
     """Whether an example has a caption in each language that the row has, of which the batch takes one."""
     seed: int
     required_language: str | None = None
-    """Language in which a row needs a text. Texts of a row then have to mean the same: with several in a language, those
-    at the same place do, as in a translated set, and one place is drawn."""
+    """Language in which a row needs a text. All texts of an example then mean the same: of several in a language, those
+    at one place do, as in a translated set, and a place is drawn."""
 
     def __call__(self, row: PairRow, epoch: int) -> Example:
         """The example of a row in an epoch.
@@ -103,7 +103,8 @@ class ExampleMaker:
         counts = {language: len(texts) for language, texts in captions.items()}
         if len(set(counts.values())) > 1:
             raise UnusableRowError(
-                self._key(row), f"the languages have unequal numbers of texts, {counts}; which belong together is unknown"
+                self._key(row),
+                f"the languages have unequal numbers of texts, {counts}; which belong together is unknown",
             )
         place = _draw(range(counts[self.required_language]), generator)
         return {language: [texts[place]] for language, texts in captions.items()}
