@@ -72,8 +72,8 @@ class ExampleMaker:
     """Whether an example has a caption in each language that the row has, of which the batch takes one."""
     seed: int
     required_language: str | None = None
-    """Language in which a row needs a text. All texts of an example then mean the same: of several in a language, those
-    at one place do, as in a translated set, and a place is drawn."""
+    """Language in which a row needs a text. All texts of an example then mean the same: of several in a language,
+    those at one place do, as in a translated set, and a place is drawn."""
 
     def __call__(self, row: PairRow, epoch: int) -> Example:
         """The example of a row in an epoch.
