@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_texts import TRAINING_TEXTS
+from accelerate.state import AcceleratorState
+from training_texts import TRAINING_TEXTS, caption_texts
 
 from ko_en_clip import (
     KoEnClipConfig,
@@ -14,6 +15,7 @@ from ko_en_clip import (
     KoEnClipProcessor,
     KoEnClipTokenizerFast,
 )
+from ko_en_clip.data.pairs import DataSettings
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 
 
@@ -37,6 +39,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> None:
+    """Accelerate keeps one state a process; each test is to stand for a process of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the repository."""
@@ -50,6 +58,15 @@ def shared_data() -> Path:
 def tiny_tokenizer() -> KoEnClipTokenizerFast:
     """A tokenizer of about 400 entries; tests leave it as it is."""
     return train_tokenizer(TRAINING_TEXTS, TokenizerSettings(vocab_size=400, min_frequency=1))
+
+
+@pytest.fixture(scope="session")
+def digits_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tokenizer for captions of the embedded set."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    data = DataSettings(path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"})
+    train_tokenizer(caption_texts(data), TokenizerSettings(vocab_size=300)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

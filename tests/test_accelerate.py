@@ -31,11 +31,8 @@ CONFIG = {"text_config": TOWER, "vision_config": {**TOWER, "image_size": 16, "pa
 
 @pytest.fixture(autouse=True)
 def fresh_state():
-    AcceleratorState._reset_state(reset_partial_state=True)
     torch._dynamo.reset()
     counters.clear()
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
     torch._dynamo.reset()
 
 

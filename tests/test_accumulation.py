@@ -3,7 +3,6 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
 import ko_en_clip.training.accumulation as accumulation
@@ -21,7 +20,6 @@ VIEWS = ViewSettings(num_global=2, num_local=3, local_size=16, global_weight=0.7
 
 @pytest.fixture
 def accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=True)
 
 

@@ -7,7 +7,6 @@ import datasets
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from training_texts import caption_texts
 from transformers import AutoModel, CLIPConfig, CLIPModel
 
@@ -27,11 +26,6 @@ TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "nu
 VISION = {**TOWER, "image_size": 16, "patch_size": 8}
 PARALLEL = DataSettings(path="memory", image=None, captions={"ko": "ko", "en": "en"})
 DIGITS = DataSettings(path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"})
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,10 @@ import sys
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from training_texts import caption_texts
 
 from ko_en_clip import KoEnClipModel
 from ko_en_clip.data.loading import LoadingSettings
 from ko_en_clip.data.pairs import DataSettings
-from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 from ko_en_clip.training.contrastive import train_contrastive
 from ko_en_clip.training.finetuning import add_adapters, interpolate
 from ko_en_clip.training.settings import (
@@ -31,25 +29,19 @@ CONFIG = {"text_config": TOWER, "vision_config": {**TOWER, "image_size": 16, "pa
 DATA = DataSettings(path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"}, group="pair")
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def run_settings(folder, **run):
     return RunSettings(**{"output_dir": str(folder), "num_steps": 3, "log_steps": 1, "checkpoint_steps": 3, **run})
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start(digits_tokenizer, tmp_path_factory):
     """A model that was trained a little."""
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = tmp_path_factory.mktemp("start")
-    train_tokenizer(caption_texts(DATA), TokenizerSettings(vocab_size=300)).save_pretrained(folder / "tokenizer")
     train_contrastive(
         ContrastiveSettings(
             data=DATA,
-            model=ModelSettings(tokenizer=str(folder / "tokenizer"), config=CONFIG),
+            model=ModelSettings(tokenizer=str(digits_tokenizer), config=CONFIG),
             loading=LoadingSettings(global_batch_size=8, num_workers=0),
             optimization=OptimizationSettings(learning_rate=1e-3),
             run=run_settings(folder / "run"),
@@ -153,7 +145,7 @@ def test_without_peft_the_error_names_the_extra(start, monkeypatch):
 
 
 @pytest.mark.parametrize("finetuning", [{"trained_share": 0.5}, {"lora": LoraSettings(rank=2)}])
-def test_a_start_that_is_not_whole_is_refused(start, tmp_path, finetuning):
+def test_a_start_that_is_not_whole_is_refused(digits_tokenizer, tmp_path, finetuning):
     """What is new would be drawn anew for the mean of the weights, or stay as it was drawn under adapters."""
     from ko_en_clip.training.mae import pretrain_mae
     from ko_en_clip.training.settings import StageSettings
@@ -161,7 +153,7 @@ def test_a_start_that_is_not_whole_is_refused(start, tmp_path, finetuning):
     pretrain_mae(
         StageSettings(
             data=DATA,
-            model=ModelSettings(tokenizer=str(start.parent / "tokenizer"), config=CONFIG),
+            model=ModelSettings(tokenizer=str(digits_tokenizer), config=CONFIG),
             loading=LoadingSettings(global_batch_size=8, num_workers=0),
             optimization=OptimizationSettings(learning_rate=1e-3),
             run=run_settings(tmp_path / "mae"),

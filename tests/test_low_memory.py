@@ -7,12 +7,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
-from training_texts import caption_texts
 
 from ko_en_clip import KoEnClipForPreTraining, KoEnClipModel
 from ko_en_clip.data.loading import LoadingSettings
 from ko_en_clip.data.pairs import DataSettings
-from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 from ko_en_clip.training.contrastive import PicturesAndTexts, train_contrastive
 from ko_en_clip.training.logs import read_metrics
 from ko_en_clip.training.mae import pretrain_mae
@@ -37,21 +35,8 @@ CONFIG = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps one state a process; each run here is to stand for a process of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(caption_texts(DATA), TokenizerSettings(vocab_size=320)).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def train(tokenizer_folder, tmp_path):
+def train(digits_tokenizer, tmp_path):
     """Train in a folder of this name; the losses of the steps."""
 
     def train(name, verb=train_contrastive, optimization=None, **run):
@@ -59,7 +44,7 @@ def train(tokenizer_folder, tmp_path):
         folder = tmp_path / name
         settings = ContrastiveSettings(
             data=DATA,
-            model=ModelSettings(tokenizer=str(tokenizer_folder), config=CONFIG, attn_implementation="eager"),
+            model=ModelSettings(tokenizer=str(digits_tokenizer), config=CONFIG, attn_implementation="eager"),
             loading=LoadingSettings(global_batch_size=8, num_workers=0),
             optimization=OptimizationSettings(learning_rate=1e-3, **(optimization or {})),
             run=RunSettings(

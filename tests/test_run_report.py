@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from stopped_runs import stopped_after
-from training_texts import caption_texts
 
 import ko_en_clip.training.loop as loop
 from ko_en_clip import KoEnClipConfig
@@ -31,7 +29,6 @@ from ko_en_clip.evaluation.run_report import running_mean, series_of, thinned, w
 from ko_en_clip.evaluation.suites import load_suite, run_suite
 from ko_en_clip.losses_ko_en_clip import contrastive_loss
 from ko_en_clip.manifests import verify_manifest
-from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 from ko_en_clip.training.contrastive import train_contrastive
 from ko_en_clip.training.held_out import Judge
 from ko_en_clip.training.logs import read_metrics
@@ -287,20 +284,6 @@ def test_a_line_of_figures_alone_does_not_stop_the_curves_of_the_demo():
 # Runs
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps one state a process; each run here is to stand for a process of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    data = DataSettings(path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"})
-    train_tokenizer(caption_texts(data), TokenizerSettings(vocab_size=300)).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def suite_file(tmp_path_factory):
     """A suite on 24 pictures with three tasks and two parts."""
@@ -326,12 +309,12 @@ def suite_file(tmp_path_factory):
 
 
 @pytest.fixture
-def settings(tokenizer_folder, tmp_path):
+def settings(digits_tokenizer, tmp_path):
     return ContrastiveSettings(
         data=DataSettings(
             path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"}, group="pair"
         ),
-        model=ModelSettings(tokenizer=str(tokenizer_folder), config=CONFIG),
+        model=ModelSettings(tokenizer=str(digits_tokenizer), config=CONFIG),
         loading=LoadingSettings(global_batch_size=8, num_workers=0),
         optimization=OptimizationSettings(learning_rate=1e-3, warmup_steps=2),
         run=RunSettings(output_dir=str(tmp_path / "run"), num_steps=6, log_steps=1, checkpoint_steps=3),

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from transformers import AutoModel
@@ -148,7 +147,6 @@ def test_scalars_become_rows_of_one_and_scalars_again(tiny_config):
 @pytest.fixture
 def sharding():
     """An accelerator that is told to shard, by one process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
 
     def told(**fields):
@@ -158,7 +156,6 @@ def sharding():
         return accelerator
 
     yield told
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def objective_of(config):
@@ -166,7 +163,6 @@ def objective_of(config):
 
 
 def test_without_sharding_nothing_changes(tiny_config, caplog):
-    AcceleratorState._reset_state(reset_partial_state=True)
     objective = objective_of(tiny_config)
     forward = objective.forward
     prepare_sharding(Accelerator(cpu=True), objective, ADAMW)
@@ -175,7 +171,6 @@ def test_without_sharding_nothing_changes(tiny_config, caplog):
 
 
 def test_where_accelerate_does_not_shard_a_run_that_asks_for_it_says_so(tiny_config, caplog, monkeypatch):
-    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     prepare_sharding(accelerator, objective_of(tiny_config), ADAMW)

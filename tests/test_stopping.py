@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -25,7 +24,6 @@ from ko_en_clip.training.stopping import StopRequests
 
 @pytest.fixture
 def accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=True)
 
 

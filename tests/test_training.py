@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from stopped_runs import stopped_after
-from training_texts import caption_texts
 from transformers import AutoModel, AutoProcessor
 
 import ko_en_clip.training.loop as loop
@@ -22,7 +21,6 @@ from ko_en_clip import KoEnClipForPreTraining, KoEnClipModel
 from ko_en_clip.data.loading import LoadingSettings, make_loader, open_sources
 from ko_en_clip.data.pairs import DataSettings, open_pairs
 from ko_en_clip.manifests import read_json_lines, read_manifest, verify_manifest
-from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 from ko_en_clip.training.contrastive import PicturesAndTexts, train_contrastive
 from ko_en_clip.training.logs import SkippedRows, read_metrics
 from ko_en_clip.training.loop import run_loop
@@ -48,27 +46,13 @@ CONFIG = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps one state a process; each run here is to stand for a process of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    data = DataSettings(path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"})
-    train_tokenizer(caption_texts(data), TokenizerSettings(vocab_size=300)).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def settings(tokenizer_folder, tmp_path):
+def settings(digits_tokenizer, tmp_path):
     return ContrastiveSettings(
         data=DataSettings(
             path="digits", split="test", captions={"caption_ko": "ko", "caption_en": "en"}, group="pair"
         ),
-        model=ModelSettings(tokenizer=str(tokenizer_folder), config=CONFIG),
+        model=ModelSettings(tokenizer=str(digits_tokenizer), config=CONFIG),
         loading=LoadingSettings(global_batch_size=8, num_workers=0),
         optimization=OptimizationSettings(learning_rate=1e-3, warmup_steps=2),
         run=RunSettings(output_dir=str(tmp_path / "run"), num_steps=6, log_steps=1, checkpoint_steps=3),
@@ -412,7 +396,7 @@ def test_a_warm_up_longer_than_the_run_is_refused_before_anything_is_loaded(sett
         dataclasses.replace(settings, optimization=OptimizationSettings(learning_rate=1.0, warmup_steps=7))
 
 
-def test_a_tokenizer_folder_that_is_none_is_named(settings, tmp_path):
+def test_a_digits_tokenizer_that_is_none_is_named(settings, tmp_path):
     model = ModelSettings(tokenizer=str(tmp_path), config=CONFIG)
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
         train_contrastive(dataclasses.replace(settings, model=model))

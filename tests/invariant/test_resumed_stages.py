@@ -13,7 +13,6 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from small_runs import logged, weights
 from small_stages import NUM_STEPS, STAGES, interrupt, train_stage, write_ingredients
 from stopped_runs import stopped_after
@@ -48,11 +47,6 @@ def straight(ingredients):
         return run
 
     return made
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def left_by(run):

@@ -24,7 +24,7 @@ from .collation import Collator
 from .examples import ExampleMaker, generator_for
 from .feeds import BatchStream, DiskFeed, Feed, StreamFeed
 from .mixing import BatchPlan, check_shares, source_quotas
-from .pairs import DataSettings, PairSet, open_pairs
+from .pairs import DataSettings, PairSet, languages_of, open_pairs
 from .streams import StreamedPairs
 
 Source = PairSet | StreamedPairs
@@ -217,7 +217,7 @@ def _makers(
     return [
         ExampleMaker(
             origin=f"data[{number}] " if len(sources) > 1 else "",
-            languages=_languages(sources),
+            languages=languages_of(source.settings for source in sources),
             image_size=processor.image_processor.crop_size["height"],
             augmentation=augmentation,
             crops=crops,
@@ -231,10 +231,6 @@ def _makers(
         )
         for number in range(len(sources))
     ]
-
-
-def _languages(sources: Sequence[Source]) -> list[str]:
-    return list(dict.fromkeys(language for source in sources for language in source.languages()))
 
 
 def _check_sources(
@@ -251,7 +247,7 @@ def _check_sources(
                 f"{source.settings.path} has {len(source)} rows and {num_readers} readers, the workers of all "
                 "processes; lower loading.num_workers, or set streaming to false."
             )
-    known = _languages(sources)
+    known = languages_of(source.settings for source in sources)
     if with_text and loading.language_shares and set(known) != set(loading.language_shares):
         raise ValueError(
             f"language_shares has the languages {sorted(loading.language_shares)}, and the captions {sorted(known)}; "

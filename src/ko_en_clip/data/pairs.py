@@ -4,7 +4,7 @@ Training and evaluation read through this one door: it names the columns, checks
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -203,16 +203,16 @@ class PairSet:
 
     def languages(self) -> list[str]:
         """Languages of the captions, in the order of the settings."""
-        return languages_of(self.settings)
+        return languages_of([self.settings])
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the rows in a manifest."""
         return {"path": self.settings.path, "rows": len(self), "fingerprint": self.rows._fingerprint}
 
 
-def languages_of(settings: DataSettings) -> list[str]:
-    """Languages of the captions, in the order of the settings."""
-    return list(dict.fromkeys(settings.captions.values()))
+def languages_of(sources: Iterable[DataSettings]) -> list[str]:
+    """Languages of the captions of all sources, in the order of the settings."""
+    return list(dict.fromkeys(language for source in sources for language in source.captions.values()))
 
 
 def open_pairs(settings: DataSettings) -> PairSet:

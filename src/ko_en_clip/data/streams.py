@@ -23,7 +23,7 @@ from datasets.packaged_modules.webdataset.webdataset import base_plus_ext
 from tqdm import tqdm
 
 from .examples import generator_for
-from .pairs import DataSettings, PairRow, check_columns, languages_of, load_arguments, open_rows
+from .pairs import DataSettings, PairRow, check_columns, load_arguments, open_rows
 
 # Rows from which the types of the columns are told where a format does not say them, as in JSON lines.
 _ROWS_FOR_TYPES = 100
@@ -60,10 +60,6 @@ class StreamedPairs:
     def __len__(self) -> int:
         """Number of rows, those included that `where` passes over."""
         return sum(self.rows_per_shard)
-
-    def languages(self) -> list[str]:
-        """Languages of the captions, in the order of the settings."""
-        return languages_of(self.settings)
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the rows in a manifest."""

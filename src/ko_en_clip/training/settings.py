@@ -10,7 +10,7 @@ import yaml
 from ..data.augmentation import AugmentationSettings, MultiCropSettings
 from ..data.loading import LoadingSettings
 from ..data.mixing import check_source_shares
-from ..data.pairs import DataSettings
+from ..data.pairs import DataSettings, languages_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +301,7 @@ class StageSettings:
     @property
     def languages(self) -> list[str]:
         """Languages of the captions, in the order of the settings."""
-        return list(dict.fromkeys(language for source in self.sources for language in source.captions.values()))
+        return languages_of(self.sources)
 
 
 @dataclass(frozen=True, kw_only=True)
