@@ -1,7 +1,7 @@
 """Figures and their intervals: accuracy, recall, bootstrap."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 RECALL_AT = (1, 5, 10)
 # Of results.json: a list of Result objects under "results".
 SCHEMA_VERSION = 1
-_DRAWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,29 @@ class Result:
                 )
 
 
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0, draws: int = 1000
+) -> tuple[float, float, float]:
+    """A statistic of all items, and the ends of its 95 % percentile bootstrap interval.
+
+    Args:
+        statistic: of the items whose numbers it is given, int64, as many as there are items; some come repeatedly. NaN
+            where a draw does not define it, as where no item of a class was drawn; such draws are left out.
+        n: number of items.
+        seed: of the draws.
+        draws: number of them.
+
+    Raises:
+        ValueError: there is no item.
+    """
+    if n == 0:
+        raise ValueError("there is nothing to measure: no item is left.")
+    rng = np.random.default_rng(seed)
+    values = np.array([statistic(rng.integers(n, size=n)) for _ in range(draws)])
+    low, high = np.nanquantile(values, (0.025, 0.975))
+    return float(statistic(np.arange(n))), float(low), float(high)
+
+
 def measure(hits: Sequence[bool] | np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Mean of hits, and the ends of its 95 % percentile bootstrap interval over 1,000 draws of the items.
 
@@ -52,12 +74,40 @@ def measure(hits: Sequence[bool] | np.ndarray, seed: int = 0) -> tuple[float, fl
         ValueError: there is no item.
     """
     values = np.asarray(hits, dtype=np.float64)
-    if values.size == 0:
-        raise ValueError("there is nothing to measure: no item is left.")
-    rng = np.random.default_rng(seed)
-    draws = np.array([values[rng.integers(values.size, size=values.size)].mean() for _ in range(_DRAWS)])
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(values.mean()), float(low), float(high)
+    return bootstrap(lambda items: float(values[items].mean()), values.size, seed=seed)
+
+
+def mean_per_class(hits: np.ndarray, targets: np.ndarray) -> float:
+    """Mean over the classes that occur of the share of each that was hit.
+
+    Args:
+        hits: bool, (items,).
+        targets: class numbers, (items,).
+    """
+    counts = np.bincount(targets)
+    right = np.bincount(targets, weights=hits)
+    return float((right[counts > 0] / counts[counts > 0]).mean())
+
+
+def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
+    """11-point interpolated average precision of VOC 2007; NaN where nothing is relevant.
+
+    The mean, over the recalls 0, 0.1, ..., 1, of the best precision at that recall or a higher one (Everingham et al.
+    2010, section 4.2). Items of one score are taken in together: their order says nothing.
+
+    Args:
+        scores: (items,), higher is more likely.
+        relevant: bool, (items,).
+    """
+    total = relevant.sum()
+    if total == 0:
+        return math.nan
+    order = np.argsort(-scores, kind="stable")
+    last_of_its_score = np.append(np.diff(scores[order]) != 0, True)
+    found = np.cumsum(relevant[order])[last_of_its_score]
+    precision = found / (np.flatnonzero(last_of_its_score) + 1)
+    # In whole numbers: 0.3 of ten items is less than three in floating point.
+    return float(np.mean([max(precision[found * 10 >= level * total]) for level in range(11)]))
 
 
 def ranks(similarity: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
