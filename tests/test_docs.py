@@ -26,7 +26,7 @@ RESULTS = sorted((ROOT / "model_cards").glob("*.results.json"))
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.name)
 def test_tables_in_the_experiments_are_those_of_the_results(file):
     document = json.loads(file.read_text(encoding="utf-8"))
-    printed = table([Result(**result) for result in document["results"]])
+    printed = table({document["model"]: [Result(**result) for result in document["results"]]})
     page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
     assert printed in page
     # The twin: a figure that was changed by hand is found.

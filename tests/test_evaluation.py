@@ -14,13 +14,14 @@ from PIL import Image
 from torch.testing import assert_close
 
 from ko_en_clip import KoEnClipConfig, KoEnClipForPreTraining, KoEnClipModel, KoEnClipProcessor
-from ko_en_clip.commands.evaluate import load_encoder
 from ko_en_clip.data.pairs import DataSettings, PairSet
 from ko_en_clip.evaluation import embeddings
-from ko_en_clip.evaluation.embeddings import Encoder, image_embeddings
+from ko_en_clip.evaluation.embeddings import TransformersEncoder, open_encoder
+from ko_en_clip.evaluation.features import image_embeddings
+from ko_en_clip.evaluation.labels import LabelSettings
 from ko_en_clip.evaluation.metrics import RECALL_AT
 from ko_en_clip.evaluation.retrieval import pixel_ranks
-from ko_en_clip.evaluation.suites import LabelSettings, Outcome, SuiteSettings, load_suite, run_suite
+from ko_en_clip.evaluation.suites import Outcome, SuiteSettings, load_suite, run_suite
 from ko_en_clip.evaluation.zero_shot import class_embeddings
 from ko_en_clip.settings_files import packaged
 
@@ -40,7 +41,7 @@ class KnowingEncoder:
         self.directions = texts
         self.asked: list[str] = []
 
-    def images(self, pictures: Iterable[torch.Tensor], total: int) -> torch.Tensor:
+    def images(self, pictures: Iterable[torch.Tensor]) -> torch.Tensor:
         pixels = [picture[:, 4, 4].tolist() for picture in pictures]
         return torch.nn.functional.normalize(torch.tensor(pixels).float(), dim=1)
 
@@ -292,13 +293,13 @@ def test_encoder_gives_normalised_features_in_order(
     batch_size: int, tiny_model: KoEnClipModel, tiny_processor: KoEnClipProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embeddings, "BATCH_SIZE", batch_size)
-    encoder = Encoder(tiny_model, tiny_processor, torch.device("cpu"))
+    encoder = TransformersEncoder(tiny_model, tiny_processor, torch.device("cpu"))
     pictures = [Image.new("RGB", (40, 30), colour) for colour in COLOURS.values()]
     texts = ["눈 덮인 산과 호수", "a dog", "강아지"]
     with torch.no_grad():
         batch = tiny_processor(images=pictures, text=texts, return_tensors="pt")
         expected = tiny_model(**batch)
-    images, of_texts = encoder.images(iter(pictures), len(pictures)), encoder.texts(texts)
+    images, of_texts = encoder.images(iter(pictures)), encoder.texts(texts)
     # 1e-5: float32, texts padded otherwise.
     assert_close(images, expected.image_embeds, rtol=0, atol=1e-5)
     assert_close(of_texts, expected.text_embeds, rtol=0, atol=1e-5)
@@ -312,7 +313,7 @@ def test_encoder_puts_the_model_in_evaluation_mode(
     tiny_model: KoEnClipModel, tiny_processor: KoEnClipProcessor
 ) -> None:
     tiny_model.train()
-    assert not Encoder(tiny_model, tiny_processor, torch.device("cpu")).model.training
+    assert not TransformersEncoder(tiny_model, tiny_processor, torch.device("cpu")).model.training
 
 
 def test_embeddings_say_which_rows_they_are_of(tmp_path: Path) -> None:
@@ -401,7 +402,7 @@ def test_too_many_bad_pictures_stop_the_evaluation_with_the_count() -> None:
 def test_a_model_that_diverged_is_refused_and_not_given_a_perfect_score(
     tiny_model: KoEnClipModel, tiny_processor: KoEnClipProcessor
 ) -> None:
-    encoder = Encoder(tiny_model, tiny_processor, torch.device("cpu"))
+    encoder = TransformersEncoder(tiny_model, tiny_processor, torch.device("cpu"))
     assert encoder.texts(["red"]).isfinite().all()
     with torch.no_grad():
         tiny_model.text_projection.weight[0, 0] = float("nan")
@@ -415,9 +416,9 @@ def test_a_folder_without_all_weights_is_not_evaluated(
     KoEnClipForPreTraining(tiny_config).save_pretrained(tmp_path)
     tiny_processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="lacks .* weights of the model"):
-        load_encoder(str(tmp_path))
+        open_encoder(str(tmp_path))
     KoEnClipModel(tiny_config).save_pretrained(tmp_path)
-    assert load_encoder(str(tmp_path)).texts(["red"]).shape == (1, tiny_config.projection_dim)
+    assert open_encoder(str(tmp_path)).texts(["red"]).shape == (1, tiny_config.projection_dim)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from scipy import stats
 
 from ko_en_clip.evaluation.metrics import RECALL_AT, average_precision, bootstrap, mean_per_class, measure, ranks
 from ko_en_clip.evaluation.prompts import fill_template, prompts_for
-from ko_en_clip.evaluation.retrieval import image_text_ranks
-from ko_en_clip.evaluation.zero_shot import classify
+from ko_en_clip.evaluation.retrieval import NOT_FOUND, hits_and_shares, image_text_ranks, relevant_ranks
 
 
 def relevant(*rows: list[int], items: int) -> torch.Tensor:
@@ -88,15 +87,49 @@ def test_both_directions_by_hand() -> None:
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     texts = torch.tensor([[0.6, 0.8], [0.0, 1.0], [1.0, 0.0]])
     of_images, of_texts = image_text_ranks(images, texts, [[0, 1], [1, 2]])
-    assert (of_images.tolist(), of_texts.tolist()) == ([2, 1], [2, 1, 2])
+    assert (of_images.tolist(), of_texts.tolist()) == ([[2, 3], [1, 3]], [[2, NOT_FOUND], [2, 1], [2, NOT_FOUND]])
     # The twin: true captions are found.
     of_images, of_texts = image_text_ranks(images, texts, [[2], [0, 1]])
-    assert (of_images.tolist(), of_texts.tolist()) == ([1, 1], [1, 1, 1])
+    assert (of_images.tolist(), of_texts.tolist()) == ([[1, NOT_FOUND], [2, 1]], [[1], [1], [1]])
 
 
-def test_classes_are_the_nearest() -> None:
-    classes = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.5]]), dim=1)
-    assert classify(torch.tensor([[0.1, 0.9], [0.8, 0.6], [-0.9, 0.2]]), classes).tolist() == [1, 0, 2]
+def test_ranks_in_blocks_are_those_of_sorting():
+    """By sorting plain Python numbers: other items of the same score stand first, answers in their order."""
+    draw = torch.Generator().manual_seed(0)
+    # Whole numbers, so that many scores tie, and tie exactly.
+    queries, items = (torch.randint(-2, 3, (num, 3), generator=draw).float() for num in (23, 41))
+    answers = [sorted(torch.randperm(41, generator=draw)[: number % 4].tolist()) for number in range(23)]
+    expected = torch.full((23, 3), NOT_FOUND)
+    for query, numbers in enumerate(answers):
+        scores = (queries[query] * items).sum(dim=1).tolist()
+        order = sorted(range(41), key=lambda item: (-scores[item], item in numbers, item))
+        for place, number in enumerate(numbers):
+            expected[query, place] = order.index(number) + 1
+    for query_block, item_block in [(1024, 65536), (5, 41), (23, 7), (1, 1)]:
+        found = relevant_ranks(queries, items, answers, query_block=query_block, item_block=item_block)
+        assert torch.equal(found, expected), (query_block, item_block)
+    # The twin: with other answers the ranks are others.
+    others = [[(number + 1) % 41 for number in numbers] for numbers in answers]
+    assert not torch.equal(relevant_ranks(queries, items, others), expected)
+
+
+def test_equal_items_in_different_blocks_tie():
+    draw = torch.Generator().manual_seed(0)
+    item = torch.randn(1, 512, generator=draw)
+    queries = torch.randn(3, 512, generator=draw)
+    found = relevant_ranks(queries, item.expand(8, -1).contiguous(), [[0], [4], [7]], item_block=3)
+    # A model that gives everything the same score finds nothing.
+    assert found.tolist() == [[8]] * 3
+
+
+def test_hits_and_shares_by_hand():
+    """Captions at ranks 1 and 7; at 6 alone; at 2 and 3; none."""
+    found = torch.tensor([[1, 7], [6, NOT_FOUND], [2, 3], [NOT_FOUND, NOT_FOUND]])
+    table = {1: ([True, False, False, False], [0.5, 0.0, 0.0, 0.0])}
+    table[5] = ([True, False, True, False], [0.5, 0.0, 1.0, 0.0])
+    table[10] = ([True, True, True, False], [1.0, 1.0, 1.0, 0.0])
+    for k, (hits, shares) in table.items():
+        assert [values.tolist() for values in hits_and_shares(found, k)] == [hits, shares]
 
 
 # Intervals
@@ -189,13 +222,10 @@ def test_prompts_are_templates_by_label() -> None:
 # Bootstrap and metrics of whole classes
 
 
-def test_bootstrap_of_a_mean_is_that_of_scipy():
-    """Percentile intervals of 1,000 draws, each with its own draws: the ends agree within a tenth of the width."""
+def test_measure_is_the_bootstrap_of_a_mean():
     hits = np.random.default_rng(3).random(400) < 0.3
     value, low, high = bootstrap(lambda items: hits[items].mean(), len(hits))
-    other = stats.bootstrap((hits,), np.mean, n_resamples=1000, method="percentile", rng=4).confidence_interval
     assert value == hits.mean() and measure(hits) == (value, low, high)
-    assert abs(low - other.low) < 0.1 * (high - low) and abs(high - other.high) < 0.1 * (high - low)
     # The twins: another seed draws other items, and a statistic that weighs the first half alone is another.
     assert bootstrap(lambda items: hits[items].mean(), len(hits), seed=1)[1:] != (low, high)
     assert bootstrap(lambda items: hits[items[:200]].mean(), len(hits))[2] > high

@@ -268,13 +268,13 @@ def test_card_says_what_was_not_stated() -> None:
         citation="@misc{tiny}\n",
         contact="Here.",
     )
-    results = EvaluationResults(model="tiny", suite="quick", results=(Result(**RESULT),))
+    results = EvaluationResults(model="tiny", suites=("quick",), results=(Result(**RESULT),))
     assert "Not stated" not in render_card(model, facts, results)
 
 
 def test_card_metadata_and_results() -> None:
     facts = CardFacts(license="apache-2.0", description="한국어와 영어.")
-    results = EvaluationResults(model="tiny", suite="quick", results=(Result(**RESULT),))
+    results = EvaluationResults(model="tiny", suites=("quick",), results=(Result(**RESULT),))
     card = ModelCard(render_card(tiny_model(tiny_tokenizer()), facts, results, "org/tiny-clip"))
     assert card.data.to_dict() == {
         "language": ["ko", "en"],
@@ -291,7 +291,7 @@ def test_card_metadata_and_results() -> None:
 
 def test_results_are_read_and_checked(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
-    content: dict[str, Any] = {"schema_version": 1, "model": "tiny", "suite": "quick", "results": [RESULT]}
+    content: dict[str, Any] = {"schema_version": 2, "model": "tiny", "suites": ["quick"], "results": [RESULT]}
     file.write_text(json.dumps(content))
     assert read_results(file).results == (Result(**RESULT),)
     file.write_text(json.dumps(content | {"schema_version": 2}))

@@ -20,9 +20,9 @@ from stopped_runs import stopped_after
 import ko_en_clip.training.loop as loop
 from ko_en_clip import KoEnClipConfig
 from ko_en_clip.commands import pretrain, train
-from ko_en_clip.commands.evaluate import load_encoder
 from ko_en_clip.data.loading import LoadingSettings
 from ko_en_clip.data.pairs import DataSettings, open_pairs
+from ko_en_clip.evaluation.embeddings import open_encoder
 from ko_en_clip.evaluation.held_out import held_out_suites
 from ko_en_clip.evaluation.report import ACCENT, Curve, line_chart, loss_curves
 from ko_en_clip.evaluation.run_report import running_mean, series_of, thinned, write_run_report
@@ -409,7 +409,7 @@ def test_train_logs_what_evaluate_would_say_and_draws_it(settings, suite_file, t
     lines = read_metrics(folder)
     expected = {
         (result.task, result.metric, result.slice, result.language): result.value
-        for result in run_suite(load_encoder(str(folder)), load_suite(suite_file)).results
+        for result in run_suite(open_encoder(str(folder)), load_suite(suite_file)).results
     }
     logged = {key: value for key, value in lines[-1].items() if key.startswith("eval/")}
     assert len(logged) == len(expected) == sum(key.startswith("eval/") for key in lines[0])

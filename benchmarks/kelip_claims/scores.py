@@ -11,12 +11,10 @@ from pictures import TEST_SET
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
-from ko_en_clip.commands.evaluate import load_encoder
 from ko_en_clip.data.pairs import open_pairs
-from ko_en_clip.evaluation.embeddings import Encoder
+from ko_en_clip.evaluation.embeddings import Encoder, open_encoder
 from ko_en_clip.evaluation.metrics import RECALL_AT, ranks
 from ko_en_clip.evaluation.suites import Outcome, SuiteSettings, load_suite, run_suite
-from ko_en_clip.evaluation.zero_shot import classify
 
 Scores = dict[str, np.ndarray]
 """By metric, one number an item, in an order that every run of the data set shares; their mean is the figure."""
@@ -25,7 +23,7 @@ _DRAWS = 4000
 
 def emoji_scores(model: Path, folder: Path) -> Scores:
     """Retrieval and zero-shot subcategories on the artwork set that training has not seen; an item is a concept."""
-    encoder = load_encoder(str(model))
+    encoder = open_encoder(str(model))
     overrides = [f"data.path={folder / TEST_SET}.parquet", "data.where={}"]
     suite = load_suite("emoji", [*overrides, "tasks=[retrieval, text_retrieval]"])
     outcome = run_suite(encoder, suite)
@@ -69,7 +67,7 @@ def check(found: Mapping[tuple[str, str], np.ndarray], outcome: Outcome) -> None
 
 def photo_scores(model: Path, folder: Path) -> Scores:
     """Zero-shot accuracy, an item a photograph; and average precision of finding a class by text, an item a class."""
-    encoder = load_encoder(str(model))
+    encoder = open_encoder(str(model))
     data: dict[str, Any] = {
         "data.path": folder / "test.parquet",
         "data.captions": json.dumps({"caption_ko": "ko", "caption_en": "en"}),
@@ -86,7 +84,7 @@ def accuracies(encoder: Encoder, suite: SuiteSettings, *, precise: bool = False)
     targets = target_numbers(suite, outcome)
     scores: Scores = {}
     for language, embeds in outcome.classes.items():
-        hits = (classify(outcome.image_embeds, embeds) == targets).double().numpy()
+        hits = (outcome.classified[language].scores.argmax(dim=1) == targets).double().numpy()
         (result,) = (one for one in outcome.results if one.language == language)
         assert abs(hits.mean() - result.value) < 1e-9, result
         scores[f"accuracy, {language}"] = hits

@@ -11,7 +11,7 @@ from PIL import Image
 from ..data.digits import CAPTIONS, english_captions, korean_captions, unseen_pairs
 from ..data.pairs import DataSettings, PairSet, open_pairs
 from ..data.texts import TextSource
-from ..evaluation.embeddings import Encoder
+from ..evaluation.embeddings import TransformersEncoder
 from ..evaluation.metrics import Result
 from ..evaluation.report import guessing_loss, loss_curves, matrix_cells, picture_uri, render
 from ..evaluation.suites import Outcome, load_suite, run_suite
@@ -23,7 +23,7 @@ from ..training.logs import read_metrics
 from ..training.mae import pretrain_mae
 from ..training.settings import ContrastiveSettings, StageSettings
 from . import train_tokenizer
-from .evaluate import load_encoder, table, write_results
+from .evaluate import table, write_results
 from .publish import PublishSettings, publish
 
 _MARK = "written-by-demo.txt"
@@ -59,12 +59,12 @@ def run(settings: DemoSettings) -> None:
     publish(PublishSettings(model=str(folder / "train"), to=str(folder / "bundle")))
 
     print("evaluating the bundle on handwriting that training has not seen")
-    encoder = load_encoder(str(folder / "bundle"))
+    encoder = TransformersEncoder.open(str(folder / "bundle"), torch.device("cpu"))
     suite = load_suite("digits", [f"data.name={_variant(settings)}"])
     outcome = run_suite(encoder, suite)
-    write_results(folder / "results.json", str(folder / "bundle"), suite.name, outcome)
+    write_results(folder / "results.json", {str(folder / "bundle"): [outcome]})
     write_text(folder / "report.html", _report(settings, folder, encoder, outcome))
-    print(table(outcome.results))
+    print(table({str(folder / "bundle"): outcome.results}))
     print(f"Look at {folder / 'report.html'}")
 
 
@@ -120,7 +120,7 @@ def _recipe(settings_class: type[Stage], name: str, *overrides: str) -> Stage:
     return load_settings(settings_class, find_settings_file(name, "recipes"), overrides)
 
 
-def _report(settings: DemoSettings, folder: Path, encoder: Encoder, outcome: Outcome) -> str:
+def _report(settings: DemoSettings, folder: Path, encoder: TransformersEncoder, outcome: Outcome) -> str:
     pairs = open_pairs(load_suite("digits").data)
     unseen = sorted(unseen_pairs())
     seen = [(left, (left + 3) % 10) for left in range(10) if (left, (left + 3) % 10) not in unseen_pairs()]
@@ -208,7 +208,7 @@ def _picture_uri(pairs: PairSet, row: int) -> str:
 
 
 def _matrix(
-    encoder: Encoder, pairs: PairSet, outcome: Outcome, shown: list[tuple[int, int]], language: str
+    encoder: TransformersEncoder, pairs: PairSet, outcome: Outcome, shown: list[tuple[int, int]], language: str
 ) -> list[dict[str, Any]]:
     positions = [_rows_of(pairs, outcome, pair)[0] for pair in shown]
     captions = [_CAPTIONS_OF[language](*pair)[0] for pair in shown]
@@ -220,7 +220,7 @@ def _matrix(
 
 
 def _retrieved(
-    encoder: Encoder, pairs: PairSet, outcome: Outcome, queried: list[tuple[int, int]], language: str
+    encoder: TransformersEncoder, pairs: PairSet, outcome: Outcome, queried: list[tuple[int, int]], language: str
 ) -> list[dict[str, Any]]:
     texts = [_CAPTIONS_OF[language](*pair)[number] for number, pair in enumerate(queried)]
     nearest = (encoder.texts(texts) @ outcome.image_embeds.T).topk(_HITS, dim=1).indices

@@ -1,16 +1,18 @@
-"""`ko-en-clip evaluate`: one model on one suite, to `results.json` and a table."""
+"""`ko-en-clip evaluate`: a model and its peers on suites, to `results.json` and a table."""
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
-from transformers import AutoModel, AutoProcessor
+from accelerate import PartialState
 
-from ..evaluation.embeddings import Encoder
+from ..evaluation.embeddings import open_encoder
+from ..evaluation.features import FeatureCache
 from ..evaluation.metrics import SCHEMA_VERSION, Result
-from ..evaluation.suites import Outcome, load_suite, run_suite
+from ..evaluation.suites import Outcome, SuiteSettings, load_suite, run_suite
 from ..manifests import write_text
 
 
@@ -19,74 +21,120 @@ class EvaluateSettings:
     """Judge a model."""
 
     model: str
-    """Folder or Hub id."""
-    suite: str
-    """Packaged suite or YAML file of one's own."""
+    """Folder or Hub id of a model of CLIP's kind, of transformers or sentence-transformers."""
+    suite: str | list[str]
+    """Packaged suite or YAML file of one's own; or a list of them."""
+    peers: list[str] = field(default_factory=list)
+    """Other models, judged on the same pictures and texts, for the same table."""
     override: list[str] = field(default_factory=list)
-    """Fields of the suite to set otherwise, as in data.path=pictures.parquet."""
+    """Fields of every suite to set otherwise, as in data.path=pictures.parquet."""
     output_dir: str | None = None
-    """Where results.json goes; the model's folder by default, which must then be a folder."""
+    """Where results.json and the features go; the model's folder by default, which must then be a folder."""
+
+    @property
+    def suites(self) -> list[str]:
+        """Names of the suites."""
+        return self.suite if isinstance(self.suite, list) else [self.suite]
 
 
 def run(settings: EvaluateSettings) -> None:
-    """Measure, print the table, and write `results.json`."""
+    """Measure, print the table, and write `results.json`.
+
+    Several processes share the work; one that was interrupted goes on from the features that are there.
+    """
     if settings.output_dir is None and not Path(settings.model).is_dir():
         raise ValueError(f"model is {settings.model!r}, not a folder here; set output_dir for results.json.")
-    suite = load_suite(settings.suite, settings.override)
-    outcome = run_suite(load_encoder(settings.model), suite)
+    suites = [load_suite(name, settings.override) for name in settings.suites]
+    names = [suite.name for suite in suites]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two suites have one name, and their figures would too: {', '.join(names)}.")
     folder = Path(settings.output_dir or settings.model)
     folder.mkdir(parents=True, exist_ok=True)
-    write_results(folder / "results.json", settings.model, suite.name, outcome)
-    print(table(outcome.results))
-    if outcome.unreadable:
-        print(f"{len(outcome.unreadable)} pictures did not decode and were left out:")
-        print("\n".join(f"  {error.key}: {error.reason}" for error in outcome.unreadable))
+    found = {model: evaluate(model, suites, folder / "features") for model in [settings.model, *settings.peers]}
+    if PartialState().is_main_process:
+        write_results(folder / "results.json", found)
+        print(table({model: results_of(outcomes) for model, outcomes in found.items()}))
+        for model, outcomes in found.items():
+            for outcome in outcomes:
+                _print_unreadable(model, outcome)
 
 
-def load_encoder(model: str) -> Encoder:
-    """A model and its processor, on the GPU where there is one.
+def evaluate(model: str, suites: Sequence[SuiteSettings], features: Path) -> list[Outcome]:
+    """What a model does on each suite; features are kept in a folder."""
+    encoder = open_encoder(model)
+    cache = FeatureCache(features, encoder.fingerprint())
+    return [run_suite(encoder, suite, cache) for suite in suites]
 
-    Raises:
-        ValueError: the folder does not hold all weights of the model, as one that `pretrain` wrote does not.
+
+def results_of(outcomes: Sequence[Outcome]) -> list[Result]:
+    """All figures."""
+    return [result for outcome in outcomes for result in outcome.results]
+
+
+def write_results(file: Path, found: Mapping[str, Sequence[Outcome]]) -> None:
+    """Write the figures as JSON (schema version 2).
+
+    An object with `schema_version`, `model`, `suites`, `results` (a list of `Result`s), `unreadable` (pictures that
+    were left out: suite, key, reason), and `peers`: for each other model an object with `model`, `results` and
+    `unreadable`.
+
+    Args:
+        file: written aside and renamed.
+        found: outcomes by model; the first is the one that is judged.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded, report = AutoModel.from_pretrained(model, output_loading_info=True)
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ValueError(
-            f"{model} lacks {len(missing)} weights of the model, {missing[0]} among them; they would be random. "
-            "Evaluate a model that contrastive training wrote."
-        )
-    return Encoder(loaded, AutoProcessor.from_pretrained(model), device)
-
-
-def write_results(file: Path, model: str, suite: str, outcome: Outcome) -> None:
-    """Write the figures as JSON (schema version 1): a list of `Result`s, and the pictures that were left out."""
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "model": model,
-        "suite": suite,
-        "results": [dataclasses.asdict(result) for result in outcome.results],
-        "unreadable": [{"key": error.key, "reason": error.reason} for error in outcome.unreadable],
-    }
+    judged, *peers = [_document(model, outcomes) for model, outcomes in found.items()]
+    suites = [outcome.suite.name for outcome in next(iter(found.values()))]
+    document = {"schema_version": SCHEMA_VERSION, "suites": suites, **judged, "peers": peers}
     write_text(file, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
 
 
-def table(results: list[Result]) -> str:
-    """The figures as aligned text, in percent, with their 95 % intervals."""
-    head = ("task", "language", "slice", "metric", "%", "95 % interval", "n")
-    rows = [
-        (
-            result.task,
-            result.language,
-            result.slice,
-            result.metric,
-            f"{100 * result.value:.1f}",
-            f"{100 * result.low:.1f} to {100 * result.high:.1f}",
-            str(result.n),
-        )
-        for result in results
-    ]
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+def _document(model: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    return {
+        "model": model,
+        "results": [dataclasses.asdict(result) for result in results_of(outcomes)],
+        "unreadable": [
+            {"suite": outcome.suite.name, "key": error.key, "reason": error.reason}
+            for outcome in outcomes
+            for error in outcome.unreadable
+        ],
+    }
+
+
+def _print_unreadable(model: str, outcome: Outcome) -> None:
+    if outcome.unreadable:
+        print(f"{len(outcome.unreadable)} pictures of {outcome.suite.name} did not decode and were left out:")
+        print("\n".join(f"  {error.key}: {error.reason}" for error in outcome.unreadable))
+
+
+def table(found: Mapping[str, Sequence[Result]]) -> str:
+    """The figures as aligned text, in percent, with their 95 % intervals; of several models side by side.
+
+    Suites are named where there are several.
+
+    Raises:
+        ValueError: the models were not asked the same.
+    """
+    named = {model: {_key(result): result for result in results} for model, results in found.items()}
+    first, *others = named.values()
+    if any(other.keys() != first.keys() for other in others):
+        raise ValueError("the models' figures are of other tasks; judge them on the same suites.")
+    several = len({key[0] for key in first}) > 1
+    head = ["suite"] * several + ["task", "language", "slice", "metric"]
+    for model in found:
+        head += ["%", "95 % interval"] if len(found) == 1 else [Path(model).name, "95 % interval"]
+    rows = [head + ["n"]]
+    for key, result in first.items():
+        row = list(key if several else key[1:])
+        for results in named.values():
+            row += [
+                f"{100 * results[key].value:.1f}",
+                f"{100 * results[key].low:.1f} to {100 * results[key].high:.1f}",
+            ]
+        rows.append([*row, str(result.n)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in (lines[0], "  ".join("-" * width for width in widths), *lines[1:]))
+
+
+def _key(result: Result) -> tuple[str, ...]:
+    return result.dataset, result.task, result.language, result.slice, result.metric

@@ -1,96 +1,150 @@
-"""L2-normalised embeddings of pictures and texts, in batches, by any CLIP-type model of transformers."""
+"""L2-normalised embeddings of pictures and texts, by any CLIP-type model of transformers or sentence-transformers."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
+from PIL import Image
 from torch import nn
-from tqdm import tqdm
+from transformers import AutoModel, AutoProcessor
+from transformers.utils import cached_file
 
-from ..data.pairs import PairSet, UnreadablePictureError
+from ..modeling_ko_en_clip import KoEnClipModel
+from ..text_inputs import text_arguments
 from ..tokenization_ko_en_clip import text_lengths_of
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 BATCH_SIZE = 256
 
 
-class Encoder:
-    """A model with its processor."""
+class Encoder(Protocol):
+    """What makes embeddings."""
+
+    def images(self, pictures: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Embeddings of pictures, float32 on the CPU, (pictures, dimensions).
+
+        Args:
+            pictures: each uint8, (3, height, width); one at least.
+        """
+
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings of texts, float32 on the CPU, (texts, dimensions); one text at least."""
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides embeddings: weights, and how pictures and texts become tensors."""
+
+
+def open_encoder(model: str) -> Encoder:
+    """The encoder of a folder or Hub id, on the GPU where there is one.
+
+    Raises:
+        ValueError: it does not hold all weights of the model, as a folder that `pretrain` wrote does not; or the model
+            has no features of pictures and texts.
+        ModuleNotFoundError: it is one of sentence-transformers, which is not installed.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if cached_file(model, "modules.json", _raise_exceptions_for_missing_entries=False) is not None:
+        return SentenceTransformersEncoder.open(model, device)
+    return TransformersEncoder.open(model, device)
+
+
+class TransformersEncoder:
+    """A model of transformers with its processor: CLIP, SigLIP, ALIGN, Chinese-CLIP, two joined encoders, our own."""
 
     def __init__(self, model: Any, processor: Any, device: torch.device):
         self.model = model.to(device).eval()
         self.processor = processor
         self.device = device
 
+    @classmethod
+    def open(cls, model: str, device: torch.device) -> Self:
+        """As `open_encoder`."""
+        loaded, report = AutoModel.from_pretrained(model, output_loading_info=True)
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise ValueError(
+                f"{model} lacks {len(missing)} weights of the model, {missing[0]} among them; they would be random. "
+                "Evaluate a model that contrastive training wrote."
+            )
+        if not callable(getattr(loaded, "get_image_features", None)):
+            raise ValueError(
+                f"{model} is a {type(loaded).__name__}, which gives no features of pictures and texts; name a model "
+                "of CLIP's kind: CLIP, SigLIP, ALIGN, Chinese-CLIP, two joined encoders, or one of this package."
+            )
+        return cls(loaded, AutoProcessor.from_pretrained(model), device)
+
     @torch.no_grad()
-    def images(self, pictures: Iterable[torch.Tensor], total: int) -> torch.Tensor:
-        """Embeddings of pictures, float32 on the CPU, (pictures, dimensions).
-
-        Args:
-            pictures: each uint8, (3, height, width).
-            total: how many there are about; for the progress bar.
-
-        Raises:
-            ValueError: there is none.
-        """
-        embeds, batch = [], []
-        for picture in tqdm(pictures, total=total, desc="pictures", unit="picture", leave=False):
-            # One at a time: a batch of photographs at full size would fill the memory.
-            inputs = self.processor(images=picture, input_data_format="channels_first", return_tensors="pt")
-            batch.append(inputs["pixel_values"])
-            if len(batch) == BATCH_SIZE:
-                embeds.append(self._images(batch))
-                batch = []
-        if batch:
-            embeds.append(self._images(batch))
-        if not embeds:
-            raise ValueError("there is no picture to embed: none of them decodes.")
-        return torch.cat(embeds)
+    def images(self, pictures: Iterable[torch.Tensor]) -> torch.Tensor:
+        """As `Encoder.images`."""
+        return torch.cat([self._images(batch) for batch in _batches(pictures)])
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Embeddings of texts, float32 on the CPU, (texts, dimensions)."""
-        starts = tqdm(range(0, len(texts), BATCH_SIZE), desc="texts", unit="batch", leave=False)
-        return torch.cat([self._texts(texts[start : start + BATCH_SIZE]) for start in starts])
+        """As `Encoder.texts`."""
+        return torch.cat([self._texts(batch) for batch in _batches(texts)])
 
-    def _images(self, batch: list[torch.Tensor]) -> torch.Tensor:
-        pixel_values = torch.cat(batch).to(self.device)
-        return _normalized(self.model.get_image_features(pixel_values=pixel_values).pooler_output)
+    def fingerprint(self) -> str:
+        """As `Encoder.fingerprint`."""
+        return _fingerprint(self.model.state_dict(), [repr(self.model.config), str(self.processor)])
+
+    def _images(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        # One at a time: a batch of photographs at full size would fill the memory.
+        made = [
+            self.processor(images=picture, input_data_format="channels_first", return_tensors="pt")
+            for picture in batch
+        ]
+        inputs = {name: torch.cat([each[name] for each in made]).to(self.device) for name in made[0]}
+        return _normalized(self.model.get_image_features(**inputs).pooler_output)
 
     def _texts(self, batch: Sequence[str]) -> torch.Tensor:
-        inputs = self.processor(text=list(batch), padding=True, truncation=True, return_tensors="pt")
-        lengths = text_lengths_of(inputs["input_ids"].tolist(), self.processor.tokenizer)
-        outputs = self.model.get_text_features(**inputs.to(self.device), text_lengths=lengths)
-        return _normalized(outputs.pooler_output)
+        arguments = text_arguments(self.model.config, self.processor.tokenizer)
+        inputs = dict(self.processor(text=list(batch), **arguments).to(self.device))
+        if isinstance(self.model, KoEnClipModel):
+            inputs["text_lengths"] = text_lengths_of(inputs["input_ids"].tolist(), self.processor.tokenizer)
+        return _normalized(self.model.get_text_features(**inputs).pooler_output)
 
 
-def image_embeddings(
-    encoder: Encoder, pairs: PairSet, max_bad_image_share: float
-) -> tuple[torch.Tensor, list[int], list[UnreadablePictureError]]:
-    """Embeddings of the pictures that decode, their rows, and those that do not.
+class SentenceTransformersEncoder:
+    """A model of sentence-transformers; one of texts alone refuses pictures."""
 
-    Raises:
-        ValueError: more pictures than the share given do not decode.
-    """
-    allowed = max_bad_image_share * len(pairs)
-    rows: list[int] = []
-    unreadable: list[UnreadablePictureError] = []
+    def __init__(self, model: "SentenceTransformer"):
+        self.model = model
 
-    def readable() -> Iterable[torch.Tensor]:
-        for index in range(len(pairs)):
-            try:
-                picture = pairs.picture(index)
-            except UnreadablePictureError as error:
-                unreadable.append(error)
-                if len(unreadable) > allowed:
-                    raise ValueError(
-                        f"{len(unreadable)} pictures do not decode, more than the {allowed:g} of {len(pairs)} that "
-                        f"max_bad_image_share allows; the last is {error.key}: {error.reason}"
-                    ) from error
-                continue
-            rows.append(index)
-            yield picture
+    @classmethod
+    def open(cls, model: str, device: torch.device) -> Self:
+        """As `open_encoder`."""
+        from sentence_transformers import SentenceTransformer
 
-    return encoder.images(readable(), len(pairs)), rows, unreadable
+        return cls(SentenceTransformer(model, device=str(device)))
+
+    def images(self, pictures: Iterable[torch.Tensor]) -> torch.Tensor:
+        """As `Encoder.images`."""
+        opened = (Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures)
+        return torch.cat([self._encoded(batch) for batch in _batches(opened)])
+
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """As `Encoder.texts`."""
+        return self._encoded(list(texts))
+
+    def fingerprint(self) -> str:
+        """As `Encoder.fingerprint`."""
+        return _fingerprint(self.model.state_dict(), [str(self.model)])
+
+    def _encoded(self, batch: list[Any]) -> torch.Tensor:
+        return _normalized(
+            self.model.encode(batch, batch_size=BATCH_SIZE, convert_to_tensor=True, show_progress_bar=False)
+        )
+
+
+def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, BATCH_SIZE)):
+        yield batch
 
 
 def _normalized(embeds: torch.Tensor) -> torch.Tensor:
@@ -98,3 +152,11 @@ def _normalized(embeds: torch.Tensor) -> torch.Tensor:
         # Comparisons with NaN are false, and would be counted as ranks of 1.
         raise ValueError("the model's embeddings are not finite; its training has diverged.")
     return nn.functional.normalize(embeds.float(), dim=-1).cpu()
+
+
+def _fingerprint(weights: Mapping[str, torch.Tensor], described: Sequence[str]) -> str:
+    digest = hashlib.blake2b(json.dumps(list(described)).encode(), digest_size=16)
+    for name, weight in sorted(weights.items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from .embeddings import Encoder
+from .embeddings import TransformersEncoder
 from .metrics import Result
 from .suites import SuiteSettings, Task, load_suite, run_suite
 
@@ -40,7 +40,7 @@ def held_out_figures(suites: Sequence[SuiteSettings], model: Any, processor: Any
         model: on its device; it is put into eval mode.
         processor: its own.
     """
-    encoder = Encoder(model, processor, model.device)
+    encoder = TransformersEncoder(model, processor, model.device)
     return {_name(result): result.value for suite in suites for result in run_suite(encoder, suite).results}
 
 

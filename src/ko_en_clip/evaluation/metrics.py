@@ -9,7 +9,7 @@ import torch
 
 RECALL_AT = (1, 5, 10)
 # Of results.json: a list of Result objects under "results".
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Result:
     """One figure: what was measured, on what, and how sure it is."""
 
     task: str
-    """zero_shot_classification, retrieval, text_retrieval or pixel_baseline."""
+    """What was asked, as in a suite's `tasks`."""
     dataset: str
     """Name of the suite."""
     language: str
@@ -25,7 +25,8 @@ class Result:
     slice: str
     """Part of the data set, "all" for the whole."""
     metric: str
-    """accuracy, image_to_text_recall@K, text_to_image_recall@K, recall@K."""
+    """accuracy, mean_per_class_accuracy, mean_average_precision, roc_auc; of retrieval recall@K, with
+    image_to_text_ or text_to_image_ before it: whether any answer is among the first K; share@K: the share of them."""
     value: float
     """Between 0 and 1."""
     low: float

@@ -3,29 +3,114 @@
 from collections.abc import Sequence
 
 import torch
+from tqdm import tqdm
 
 from ..data.pairs import PairSet, UnreadablePictureError
 from ..image_processing_ko_en_clip import KoEnClipImageProcessor
 from .metrics import ranks
 
 _PIXEL_SIDE = 24
+NOT_FOUND = torch.iinfo(torch.int64).max
+
+
+def relevant_ranks(
+    queries: torch.Tensor,
+    items: torch.Tensor,
+    relevant: Sequence[Sequence[int]],
+    *,
+    query_block: int = 1024,
+    item_block: int = 65536,
+) -> torch.Tensor:
+    """Rank, from 1, of every item that answers a query, in the order in which they are given.
+
+    A tie with an item that does not answer counts against the query, so that a model which gives everything the same
+    score finds nothing; a tie of two that do is broken by their order.
+
+    Scores are made block by block, so that memory does not depend on the numbers of queries and items. Where items
+    fill more than one block, each is scored twice: scores that are compared come from the same multiplication, so
+    that equal embeddings tie wherever they stand.
+
+    Args:
+        queries: (queries, dimensions).
+        items: (items, dimensions).
+        relevant: numbers of the items that answer each query; none is allowed.
+        query_block: queries scored at once.
+        item_block: items scored at once.
+
+    Returns:
+        int64, (queries, the most answers that a query has); `NOT_FOUND` where a query has fewer.
+    """
+    width = max(map(len, relevant), default=0)
+    found = torch.full((len(queries), width), NOT_FOUND)
+    starts = range(0, len(queries), query_block)
+    for start in tqdm(starts, desc="queries", unit="block", leave=False, disable=len(starts) == 1):
+        block = slice(start, start + query_block)
+        found[block] = _ranks_of_block(queries[block], items, relevant[block], width, item_block)
+    return found
+
+
+def _ranks_of_block(
+    queries: torch.Tensor, items: torch.Tensor, relevant: Sequence[Sequence[int]], width: int, item_block: int
+) -> torch.Tensor:
+    rows = torch.tensor([row for row, numbers in enumerate(relevant) for _ in numbers], dtype=torch.int64)
+    places = torch.tensor([place for numbers in relevant for place in range(len(numbers))], dtype=torch.int64)
+    columns = torch.tensor([number for numbers in relevant for number in numbers], dtype=torch.int64)
+    blocks = items.split(item_block)
+    scores = queries.new_full((len(queries), width), float("nan"))
+    similarity = torch.empty(0)
+    for number, block in enumerate(blocks):
+        similarity = queries @ block.T
+        here = columns // item_block == number
+        scores[rows[here], places[here]] = similarity[rows[here], columns[here] % item_block]
+    ahead = torch.zeros(scores.shape, dtype=torch.int64)
+    for number, block in enumerate(blocks):
+        if len(blocks) > 1:
+            similarity = queries @ block.T
+        here = columns // item_block == number
+        # Comparisons with NaN are false: answers do not stand before each other here.
+        similarity[rows[here], columns[here] % item_block] = float("nan")
+        for place in range(width):
+            ahead[:, place] += (similarity >= scores[:, place, None]).sum(dim=1)
+    for place in range(width):
+        before = torch.arange(width) < place
+        others = (scores > scores[:, place, None]) | (before & (scores == scores[:, place, None]))
+        ahead[:, place] += others.sum(dim=1)
+    return (ahead + 1).masked_fill(scores.isnan(), NOT_FOUND)
+
+
+def hits_and_shares(found: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether any answer of each query is among the first k, and the share of its answers that are.
+
+    Queries without an answer are never hit. CLIP_benchmark counts the first; the second is recall in the sense of
+    information retrieval, which is less where a picture has more captions than one.
+
+    Args:
+        found: of `relevant_ranks`.
+        k: how many items a user looks at.
+
+    Returns:
+        bool and float32, (queries,).
+    """
+    among = found <= k
+    return among.any(dim=1), among.sum(dim=1) / (found < NOT_FOUND).sum(dim=1).clamp(min=1)
 
 
 def image_text_ranks(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor, captions: Sequence[Sequence[int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ranks of both directions: of each picture's best caption, and of each text's best picture.
+    """`relevant_ranks` both ways: of each picture's captions, and of each text's pictures.
 
     Args:
         image_embeds: (pictures, dimensions).
         text_embeds: one row a distinct text, (texts, dimensions).
         captions: numbers of the texts that describe each picture; every text describes one at least.
     """
-    similarity = image_embeds @ text_embeds.T
-    relevant = torch.zeros_like(similarity, dtype=torch.bool)
+    pictures: list[list[int]] = [[] for _ in range(len(text_embeds))]
     for picture, texts in enumerate(captions):
-        relevant[picture, list(texts)] = True
-    return ranks(similarity, relevant), ranks(similarity.T, relevant.T)
+        for text in texts:
+            pictures[text].append(picture)
+    of_images = relevant_ranks(image_embeds, text_embeds, [list(dict.fromkeys(texts)) for texts in captions])
+    return of_images, relevant_ranks(text_embeds, image_embeds, [list(dict.fromkeys(found)) for found in pictures])
 
 
 def pixel_ranks(queries: PairSet, gallery: PairSet) -> torch.Tensor:

@@ -3,6 +3,7 @@
 A packaged suite is a YAML file in `definitions`; a suite of one's own is such a file anywhere.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,35 +12,16 @@ import torch
 
 from ..data.pairs import DataSettings, PairSet, UnreadablePictureError, open_pairs
 from ..settings_files import find_settings_file, load_settings
-from .embeddings import Encoder, image_embeddings
-from .metrics import RECALL_AT, Result, measure, ranks
-from .prompts import prompts_for
-from .retrieval import image_text_ranks, pixel_ranks
-from .zero_shot import class_embeddings, classify
+from .classification import grouped_classes, labelled_classes, statistic_of
+from .embeddings import Encoder
+from .features import FeatureCache, image_embeddings, text_embeddings
+from .labels import LabelSettings
+from .metrics import RECALL_AT, Result, bootstrap, measure
+from .retrieval import hits_and_shares, image_text_ranks, pixel_ranks, relevant_ranks
+from .zero_shot import class_embeddings
 
+CaptionsPerImage = Literal["all", "first"]
 Task = Literal["zero_shot_classification", "retrieval", "text_retrieval", "pixel_baseline"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelSettings:
-    """Classes by label and template."""
-
-    column: str
-    """Column of class numbers."""
-    names: dict[str, list[str]]
-    """Class names by language, in the order of the numbers."""
-    templates: dict[str, list[str]]
-    """Templates by language; `{}` stands for the name, and `{}{을/를}` adds the particle that fits it."""
-
-    def __post_init__(self) -> None:
-        if not self.names or self.names.keys() != self.templates.keys():
-            raise ValueError(
-                f"labels.names has the languages {sorted(self.names)} and labels.templates {sorted(self.templates)}; "
-                "both need the same ones."
-            )
-        counts = {language: len(names) for language, names in self.names.items()}
-        if len(set(counts.values())) > 1:
-            raise ValueError(f"labels.names has another number of classes in each language: {counts}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +40,9 @@ class SuiteSettings:
     """Column by whose values zero-shot accuracy is given too."""
     gallery: DataSettings | None = None
     """Pictures in which pixel_baseline looks for its neighbours: the training pictures."""
+    captions_per_image: list[CaptionsPerImage] = field(default_factory=lambda: ["all"])
+    """Which captions of a picture retrieval is asked with, where it has several: all of them, or the first. Figures of
+    the two are not comparable; those of the first stand under the slice "first caption"."""
     max_bad_image_share: float = 0.01
     """Share of the pictures that may fail to decode before the evaluation stops."""
 
@@ -73,18 +58,33 @@ class SuiteSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Classification:
+    """Scores of the pictures that have a class, in the words of one language."""
+
+    positions: torch.Tensor
+    """Which of the outcome's pictures they are."""
+    scores: torch.Tensor
+    """Cosines, (pictures, classes)."""
+    targets: torch.Tensor
+    """As `Classes.targets`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """Figures of a suite, and what a report draws."""
 
+    suite: SuiteSettings
     results: list[Result]
     unreadable: list[UnreadablePictureError]
-    rows: list[int] = field(default_factory=list)
+    rows: list[int]
     """Rows of the pictures that decoded."""
     image_embeds: torch.Tensor
     classes: dict[str, torch.Tensor]
     """Class embeddings by language."""
     class_names: list[str]
     """Groups or class numbers, in the order of the class embeddings."""
+    classified: dict[str, Classification]
+    """By language, where classification was asked for."""
 
 
 def load_suite(name: str, overrides: Sequence[str] = ()) -> SuiteSettings:
@@ -98,105 +98,120 @@ def load_suite(name: str, overrides: Sequence[str] = ()) -> SuiteSettings:
         FileNotFoundError: there is no such suite.
         ValueError: its file has a field of the wrong name or type.
     """
-    return load_settings(SuiteSettings, find_settings_file(name, "evaluation/definitions"), overrides)
+    suite = load_settings(SuiteSettings, find_settings_file(name, "evaluation/definitions"), overrides)
+    if suite.labels is None or suite.labels.like is None:
+        return suite
+    other = load_suite(suite.labels.like).labels
+    if other is None:
+        raise ValueError(f"labels.like of {name} is {suite.labels.like!r}, which has no labels.")
+    return dataclasses.replace(suite, labels=suite.labels.resolved(other))
 
 
-def run_suite(encoder: Encoder, suite: SuiteSettings) -> Outcome:
+def run_suite(encoder: Encoder, suite: SuiteSettings, cache: FeatureCache | None = None) -> Outcome:
     """Measure everything that a suite asks for."""
     pairs = open_pairs(suite.data)
     if suite.labels is not None:
         pairs.require_column(suite.labels.column, "labels.column")
     if suite.slice_column is not None:
         pairs.require_column(suite.slice_column, "slice_column")
-    image_embeds, rows, unreadable = image_embeddings(encoder, pairs, suite.max_bad_image_share)
-    needs_classes = {"zero_shot_classification", "text_retrieval"} & set(suite.tasks)
-    class_names, prompts, targets = _classes(suite, pairs, rows) if needs_classes else ([], {}, torch.empty(0))
-    classes = {language: class_embeddings(encoder, texts) for language, texts in prompts.items()}
+    image_embeds, rows, unreadable = image_embeddings(encoder, pairs, suite.max_bad_image_share, cache)
+    found = None
+    if {"zero_shot_classification", "text_retrieval"} & set(suite.tasks):
+        found = grouped_classes(pairs, rows) if suite.labels is None else labelled_classes(suite.labels, pairs, rows)
+    prompts = {} if found is None else found.prompts
+    classes = {language: class_embeddings(encoder, texts, cache) for language, texts in prompts.items()}
+    classified: dict[str, Classification] = {}
     results: list[Result] = []
     for task in suite.tasks:
         if task == "zero_shot_classification":
+            assert found is not None
             for language, embeds in classes.items():
-                kept = (targets >= 0).nonzero().flatten()
-                hits = (classify(image_embeds, embeds) == targets)[kept]
-                results += _sliced(suite, pairs, [rows[position] for position in kept.tolist()], language, hits)
+                kept = found.rated
+                scores, targets = image_embeds[kept] @ embeds.T, found.targets[kept]
+                classified[language] = Classification(positions=kept, scores=scores, targets=targets)
+                results += _sliced(suite, pairs, [rows[place] for place in kept.tolist()], language, scores, targets)
         elif task == "retrieval":
             for language in pairs.languages():
-                results += _retrieval(encoder, suite, pairs, rows, image_embeds, language)
+                for convention in suite.captions_per_image:
+                    captions = _captions(pairs, rows, language, convention)
+                    results += _retrieval(encoder, suite, captions, image_embeds, language, convention, cache)
         elif task == "text_retrieval":
             results += _text_retrieval(suite, classes)
         else:
             assert suite.gallery is not None
-            found = pixel_ranks(pairs, open_pairs(suite.gallery))
-            results += _recalls(suite, task, "-", "image_to_text_recall", found)
+            ranks_of_pixels = pixel_ranks(pairs, open_pairs(suite.gallery))
+            for k in RECALL_AT:
+                results.append(_result(suite, task, "-", "all", f"image_to_text_recall@{k}", ranks_of_pixels <= k))
     return Outcome(
+        suite=suite,
         results=results,
         unreadable=unreadable,
         rows=rows,
         image_embeds=image_embeds,
         classes=classes,
-        class_names=class_names,
+        class_names=[] if found is None else found.names,
+        classified=classified,
     )
 
 
-def _classes(
-    suite: SuiteSettings, pairs: PairSet, rows: list[int]
-) -> tuple[list[str], dict[str, list[list[str]]], torch.Tensor]:
-    """Names of the classes, their prompts by language, and the class number of each row, -1 where it has no group."""
-    if suite.labels is not None:
-        labels = suite.labels
-        prompts = {
-            language: prompts_for(names, labels.templates[language]) for language, names in labels.names.items()
-        }
-        num_classes = len(next(iter(labels.names.values())))
-        targets = torch.tensor([int(number) for number in pairs.rows[labels.column]])[rows]
-        if targets.min() < 0 or targets.max() >= num_classes:
-            raise ValueError(
-                f"column {labels.column!r} holds class numbers from {int(targets.min())} to {int(targets.max())}, and "
-                f"labels.names has {num_classes} names."
-            )
-        return [str(number) for number in range(num_classes)], prompts, targets
-    groups = [pairs.group(row) for row in rows]
-    names = sorted({group for group in groups if group is not None})
-    prompts = {language: [[] for _ in names] for language in pairs.languages()}
-    numbers = {name: number for number, name in enumerate(names)}
-    for row, group in zip(rows, groups, strict=True):
-        if group is None:
-            continue
-        for language, captions in pairs.captions(row).items():
-            texts = prompts[language][numbers[group]]
-            texts.extend(caption for caption in captions if caption not in texts)
-    for language, texts_of in prompts.items():
-        if [] in texts_of:
-            raise ValueError(f"group {names[texts_of.index([])]!r} has no caption in {language}, so no prompt.")
-    return names, prompts, torch.tensor([-1 if group is None else numbers[group] for group in groups])
-
-
-def _sliced(suite: SuiteSettings, pairs: PairSet, rows: list[int], language: str, hits: torch.Tensor) -> list[Result]:
-    """Accuracy of all rows, and of each value of the slice column."""
-    slices: list[tuple[str, torch.Tensor]] = [("all", torch.ones_like(hits))]
+def _sliced(
+    suite: SuiteSettings,
+    pairs: PairSet,
+    rows: list[int],
+    language: str,
+    scores: torch.Tensor,
+    targets: torch.Tensor,
+) -> list[Result]:
+    """The figure of all rows, and of each value of the slice column."""
+    slices: list[tuple[str, torch.Tensor]] = [("all", torch.ones(len(rows), dtype=torch.bool))]
     if suite.slice_column is not None:
         column = pairs.rows[suite.slice_column]
         cells = [str(column[row]) for row in rows]
         for value in sorted(set(cells), reverse=True):
             slices.append((f"{suite.slice_column}={value}", torch.tensor([cell == value for cell in cells])))
-    return [
-        _result(suite, "zero_shot_classification", language, part, "accuracy", hits[chosen]) for part, chosen in slices
-    ]
+    results = []
+    for part, chosen in slices:
+        metric = "accuracy" if suite.labels is None else suite.labels.metric
+        statistic = statistic_of(metric, scores[chosen], targets[chosen])
+        figures = bootstrap(statistic, int(chosen.sum()))
+        results.append(
+            _of_figures(suite, "zero_shot_classification", language, part, metric, figures, int(chosen.sum()))
+        )
+    return results
+
+
+def _captions(pairs: PairSet, rows: list[int], language: str, convention: CaptionsPerImage) -> list[list[str]]:
+    captions = [pairs.captions(row).get(language, []) for row in rows]
+    return [texts[:1] for texts in captions] if convention == "first" else captions
 
 
 def _retrieval(
-    encoder: Encoder, suite: SuiteSettings, pairs: PairSet, rows: list[int], image_embeds: torch.Tensor, language: str
+    encoder: Encoder,
+    suite: SuiteSettings,
+    captions: list[list[str]],
+    image_embeds: torch.Tensor,
+    language: str,
+    convention: CaptionsPerImage,
+    cache: FeatureCache | None,
 ) -> list[Result]:
     """Recall both ways among the distinct captions of one language; pictures without one are left out."""
-    captions = [pairs.captions(row).get(language, []) for row in rows]
     texts = list(dict.fromkeys(caption for found in captions for caption in found))
     numbers = {text: number for number, text in enumerate(texts)}
     kept = [position for position, found in enumerate(captions) if found]
-    of_images, of_texts = image_text_ranks(
-        image_embeds[kept], encoder.texts(texts), [[numbers[text] for text in captions[position]] for position in kept]
+    both = image_text_ranks(
+        image_embeds[kept],
+        text_embeddings(encoder, texts, cache),
+        [[numbers[text] for text in captions[position]] for position in kept],
     )
-    recalls = _recalls(suite, "retrieval", language, "image_to_text_recall", of_images)
-    return recalls + _recalls(suite, "retrieval", language, "text_to_image_recall", of_texts)
+    part = "first caption" if convention == "first" else "all"
+    results = []
+    for direction, found in zip(("image_to_text", "text_to_image"), both, strict=True):
+        hits, shares = zip(*(hits_and_shares(found, k) for k in RECALL_AT), strict=True)
+        named = [(f"{direction}_recall@{k}", hit) for k, hit in zip(RECALL_AT, hits, strict=True)]
+        if direction == "image_to_text" and found.shape[1] > 1:
+            named += [(f"{direction}_share@{k}", share) for k, share in zip(RECALL_AT, shares, strict=True)]
+        results += [_result(suite, "retrieval", language, part, metric, values) for metric, values in named]
+    return results
 
 
 def _text_retrieval(suite: SuiteSettings, classes: dict[str, torch.Tensor]) -> list[Result]:
@@ -205,18 +220,27 @@ def _text_retrieval(suite: SuiteSettings, classes: dict[str, torch.Tensor]) -> l
     for query, query_embeds in classes.items():
         for gallery, gallery_embeds in classes.items():
             if query != gallery:
-                similarity = query_embeds @ gallery_embeds.T
-                found = ranks(similarity, torch.eye(len(similarity), dtype=torch.bool))
-                results += _recalls(suite, "text_retrieval", f"{query}-{gallery}", "recall", found)
+                found = relevant_ranks(query_embeds, gallery_embeds, [[number] for number in range(len(query_embeds))])
+                for k in RECALL_AT:
+                    hits, _ = hits_and_shares(found, k)
+                    results.append(_result(suite, "text_retrieval", f"{query}-{gallery}", "all", f"recall@{k}", hits))
     return results
 
 
-def _recalls(suite: SuiteSettings, task: str, language: str, metric: str, found: torch.Tensor) -> list[Result]:
-    return [_result(suite, task, language, "all", f"{metric}@{k}", found <= k) for k in RECALL_AT]
+def _result(suite: SuiteSettings, task: str, language: str, part: str, metric: str, values: torch.Tensor) -> Result:
+    return _of_figures(suite, task, language, part, metric, measure(values.numpy()), len(values))
 
 
-def _result(suite: SuiteSettings, task: str, language: str, part: str, metric: str, hits: torch.Tensor) -> Result:
-    value, low, high = measure(hits.numpy())
+def _of_figures(
+    suite: SuiteSettings,
+    task: str,
+    language: str,
+    part: str,
+    metric: str,
+    figures: tuple[float, float, float],
+    n: int,
+) -> Result:
+    value, low, high = figures
     return Result(
         task=task,
         dataset=suite.name,
@@ -226,5 +250,5 @@ def _result(suite: SuiteSettings, task: str, language: str, part: str, metric: s
         value=value,
         low=low,
         high=high,
-        n=len(hits),
+        n=n,
     )

@@ -6,14 +6,18 @@ import torch
 from torch import nn
 
 from .embeddings import Encoder
+from .features import FeatureCache, text_embeddings
 
 
-def class_embeddings(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> torch.Tensor:
+def class_embeddings(
+    encoder: Encoder, prompts: Sequence[Sequence[str]], cache: FeatureCache | None = None
+) -> torch.Tensor:
     """One embedding a class: the mean of its L2-normalised prompt embeddings, normalised again.
 
     Args:
         encoder: the model.
         prompts: the prompts of each class; their number may differ.
+        cache: keeps the prompts' embeddings.
 
     Returns:
         float32, (classes, dimensions).
@@ -27,11 +31,6 @@ def class_embeddings(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> torc
     empty = [number for number, texts in enumerate(prompts) if not texts]
     if empty:
         raise ValueError(f"class {empty[0]} has no prompt; every class needs one at least.")
-    embeds = encoder.texts([text for texts in prompts for text in texts])
+    embeds = text_embeddings(encoder, [text for texts in prompts for text in texts], cache)
     means = [part.mean(dim=0) for part in embeds.split([len(texts) for texts in prompts])]
     return nn.functional.normalize(torch.stack(means), dim=-1)
-
-
-def classify(image_embeds: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Number of the nearest class of each picture, (pictures,)."""
-    return (image_embeds @ classes.T).argmax(dim=1)

@@ -65,7 +65,7 @@ class EvaluationResults:
     """What one evaluation of one model found."""
 
     model: str
-    suite: str
+    suites: tuple[str, ...]
     results: tuple[Result, ...]
 
 
@@ -110,7 +110,7 @@ def read_results(file: Path) -> EvaluationResults:
         if missing:
             raise ValueError(f"results[{index}] in {file} lacks {missing}; every figure has {names}.")
         entries.append(Result(**{name: entry[name] for name in names}))
-    return EvaluationResults(model=content["model"], suite=content["suite"], results=tuple(entries))
+    return EvaluationResults(model=content["model"], suites=tuple(content["suites"]), results=tuple(entries))
 
 
 def render_card(

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_ko_en_clip import KoEnClipModel
+from ..text_inputs import text_arguments
 from .held_out import Evaluate
 from .objectives import Figures, Objective
 from .settings import DistillationSettings
@@ -78,10 +79,6 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str):
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
-        self.max_length = min(positions, tokenizer.model_max_length)
-        # SigLIP's text tower pools the last place, and was trained on texts padded to its full length.
-        self.padding = "max_length" if model.config.model_type.startswith("siglip") else "longest"
 
     @classmethod
     def open(cls, name: str) -> "Teacher":
@@ -101,9 +98,7 @@ class Teacher:
     @torch.no_grad()
     def embed(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
         """Projected embeddings, float32, (texts, dimension); texts too long for the teacher are cut."""
-        tokens = self.tokenizer(
-            list(texts), padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
-        ).to(device)
+        tokens = self.tokenizer(list(texts), **text_arguments(self.model.config, self.tokenizer)).to(device)
         features = self.model.to(device).get_text_features(**tokens)
         return getattr(features, "pooler_output", features).float()
 

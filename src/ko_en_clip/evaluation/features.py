@@ -1,0 +1,159 @@
+"""Embeddings of whole data sets: made in parts, once for a model and a data set, by all processes together."""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import PartialState
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from ..data.pairs import PairSet, UnreadablePictureError
+from .embeddings import Encoder
+
+# Items of a part. What a batch holds depends on it and not on the number of processes, so neither do the figures.
+PART_SIZE = 1024
+
+
+class Part(NamedTuple):
+    """Embeddings of the items of a part that could be read."""
+
+    embeds: torch.Tensor
+    """float32, (items, dimensions)."""
+    rows: list[int]
+    unreadable: list[UnreadablePictureError]
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Parts on disk, by model and data; a run that was interrupted goes on with those that are missing.
+
+    Every process makes its share of the parts, waits for the others, and reads them all.
+
+    Args:
+        folder: shared by all processes.
+        model: fingerprint of the encoder.
+    """
+
+    folder: Path
+    model: str
+
+    def parts(self, kind: str, data: object, ranges: Sequence[range], make: Callable[[range], Part]) -> list[Part]:
+        """All parts in order; those that are not on disk are made."""
+        key = json.dumps([self.model, data, PART_SIZE], ensure_ascii=False, sort_keys=True)
+        folder = self.folder / f"{kind}-{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        state = PartialState()
+        files = [folder / f"{number:06d}-of-{len(ranges):06d}.safetensors" for number in range(len(ranges))]
+        for file, rows in list(zip(files, ranges, strict=True))[state.process_index :: state.num_processes]:
+            if not file.is_file():
+                _write_part(file, make(rows))
+        state.wait_for_everyone()
+        return [_read_part(file) for file in files]
+
+
+def image_embeddings(
+    encoder: Encoder, pairs: PairSet, max_bad_image_share: float, cache: FeatureCache | None = None
+) -> tuple[torch.Tensor, list[int], list[UnreadablePictureError]]:
+    """Embeddings of the pictures that decode, their rows, and those that do not.
+
+    Raises:
+        ValueError: more pictures than the share given do not decode, or none does.
+    """
+    allowed = max_bad_image_share * len(pairs)
+    with tqdm(total=len(pairs), desc="pictures", unit="picture", leave=False) as progress:
+
+        def make(rows: range) -> Part:
+            decoded: list[int] = []
+            unreadable: list[UnreadablePictureError] = []
+
+            def readable() -> Iterator[torch.Tensor]:
+                for row in rows:
+                    progress.update()
+                    try:
+                        picture = pairs.picture(row)
+                    except UnreadablePictureError as error:
+                        unreadable.append(error)
+                        _check_share(unreadable, allowed, len(pairs))
+                        continue
+                    decoded.append(row)
+                    yield picture
+
+            pictures = _first_ahead(readable())
+            embeds = encoder.images(pictures) if pictures is not None else torch.empty(0, 0)
+            return Part(embeds, decoded, unreadable)
+
+        parts = _parts("pictures", pairs.fingerprint(), len(pairs), make, cache)
+    unreadable = [error for part in parts for error in part.unreadable]
+    _check_share(unreadable, allowed, len(pairs))
+    found = [part.embeds for part in parts if len(part.embeds)]
+    if not found:
+        raise ValueError("there is no picture to embed: none of them decodes.")
+    return torch.cat(found), [row for part in parts for row in part.rows], unreadable
+
+
+def text_embeddings(encoder: Encoder, texts: Sequence[str], cache: FeatureCache | None = None) -> torch.Tensor:
+    """Embeddings of texts, (texts, dimensions); equal texts are embedded once.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not texts:
+        raise ValueError("there is no text to embed.")
+    distinct = list(dict.fromkeys(texts))
+    with tqdm(total=len(distinct), desc="texts", unit="text", leave=False) as progress:
+
+        def make(numbers: range) -> Part:
+            embeds = encoder.texts([distinct[number] for number in numbers])
+            progress.update(len(numbers))
+            return Part(embeds, list(numbers), [])
+
+        embeds = torch.cat([part.embeds for part in _parts("texts", distinct, len(distinct), make, cache)])
+    place = {text: number for number, text in enumerate(distinct)}
+    return embeds[[place[text] for text in texts]]
+
+
+def _parts(
+    kind: str, data: object, num_items: int, make: Callable[[range], Part], cache: FeatureCache | None
+) -> list[Part]:
+    ranges = [range(start, min(start + PART_SIZE, num_items)) for start in range(0, num_items, PART_SIZE)]
+    if cache is None:
+        return [make(rows) for rows in ranges]
+    return cache.parts(kind, data, ranges, make)
+
+
+def _first_ahead(pictures: Iterator[torch.Tensor]) -> Iterable[torch.Tensor] | None:
+    """The same pictures, or None where there is none: known once the first is decoded."""
+    for first in pictures:
+        return itertools.chain([first], pictures)
+    return None
+
+
+def _check_share(unreadable: Sequence[UnreadablePictureError], allowed: float, num_pictures: int) -> None:
+    if len(unreadable) > allowed:
+        last = unreadable[-1]
+        raise ValueError(
+            f"{len(unreadable)} pictures do not decode, more than the {allowed:g} of {num_pictures} that "
+            f"max_bad_image_share allows; the last is {last.key}: {last.reason}"
+        )
+
+
+def _write_part(file: Path, part: Part) -> None:
+    aside = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    unreadable = json.dumps([[error.key, error.reason] for error in part.unreadable])
+    tensors = {"embeds": part.embeds.contiguous(), "rows": torch.tensor(part.rows, dtype=torch.int64)}
+    save_file(tensors, aside, metadata={"unreadable": unreadable})
+    aside.replace(file)
+
+
+def _read_part(file: Path) -> Part:
+    with safe_open(file, framework="pt") as opened:
+        unreadable = [UnreadablePictureError(*entry) for entry in json.loads(opened.metadata()["unreadable"])]
+        return Part(opened.get_tensor("embeds"), opened.get_tensor("rows").tolist(), unreadable)
