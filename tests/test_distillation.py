@@ -195,7 +195,7 @@ def test_a_teacher_says_of_a_text_the_same_in_any_company(folders, tmp_path):
         assert not torch.allclose(among[1:], alone)
     # The twin: padded to the longest of the batch, SigLIP's is another.
     teacher = Teacher.open(str(tmp_path / "siglip"))
-    teacher.padding = "longest"
+    teacher.arguments["padding"] = "longest"
     assert not torch.allclose(teacher.embed(["one", company], cpu)[:1], teacher.embed(["one"], cpu), atol=1e-5)
 
 

@@ -158,5 +158,5 @@ def _fingerprint(weights: Mapping[str, torch.Tensor], described: Sequence[str]) 
     digest = hashlib.blake2b(json.dumps(list(described)).encode(), digest_size=16)
     for name, weight in sorted(weights.items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

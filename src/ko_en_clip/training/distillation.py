@@ -79,6 +79,7 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str):
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
+        self.arguments = text_arguments(model.config, tokenizer)
 
     @classmethod
     def open(cls, name: str) -> "Teacher":
@@ -98,7 +99,7 @@ class Teacher:
     @torch.no_grad()
     def embed(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
         """Projected embeddings, float32, (texts, dimension); texts too long for the teacher are cut."""
-        tokens = self.tokenizer(list(texts), **text_arguments(self.model.config, self.tokenizer)).to(device)
+        tokens = self.tokenizer(list(texts), **self.arguments).to(device)
         features = self.model.to(device).get_text_features(**tokens)
         return getattr(features, "pooler_output", features).float()
 
