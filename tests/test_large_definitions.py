@@ -214,10 +214,12 @@ def test_shift_asks_for_classes_of_imagenet(name: str) -> None:
 
 
 def test_classes_of_renditions_and_adversarial_examples_are_the_authors() -> None:
-    # The places 0 to 11, 36 to 39 and 192 to 199 in https://github.com/hendrycks/natural-adv-examples/blob/master/eval.py;
-    # names of the first WordNet numbers in https://github.com/hendrycks/imagenet-r/blob/master/eval.py.
+    # Parts of the lists in https://github.com/hendrycks/natural-adv-examples/blob/master/eval.py and
+    # https://github.com/hendrycks/imagenet-r/blob/master/eval.py.
     names = read("imagenet")["labels"]["names"]["en"]
     renditions, adversarial = read("imagenet_r")["labels"]["classes"], read("imagenet_a")["labels"]["classes"]
+    assert renditions[90:95] == [330, 334, 335, 337, 338]
+    assert renditions[-11:] == [951, 953, 954, 957, 963, 965, 967, 980, 981, 983, 988]
     assert adversarial[:12] == [6, 11, 13, 15, 17, 22, 23, 27, 30, 37, 39, 42]
     assert adversarial[36:40] == [150, 151, 207, 234]
     assert adversarial[-8:] == [971, 972, 980, 981, 984, 986, 987, 988]
