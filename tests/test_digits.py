@@ -218,6 +218,19 @@ def test_korean_particles_fit_the_last_consonant() -> None:
         ("8", "으로/로", "8로"),
         ("3", "으로/로", "3으로"),
         ("아이폰 10", "이/가", "아이폰 10이"),
+        ("XL", "을/를", "XL을"),
+        ("AM", "은/는", "AM은"),
+        ("골프 N", "이/가", "골프 N이"),
+        ("XKR", "과/와", "XKR과"),
+        ("SUV", "을/를", "SUV를"),
+        ("GS", "은/는", "GS는"),
+        ("TV", "이다/다", "TV다"),
+        ("KTX", "이/가", "KTX가"),
+        ("XL", "으로/로", "XL로"),
+        ("R", "으로/로", "R로"),
+        ("FM", "으로/로", "FM으로"),
+        ("KBS N", "으로/로", "KBS N으로"),
+        ("ITX", "으로/로", "ITX로"),
         ("힣", "이/가", "힣이"),
         ("가", "이/가", "가가"),
     ],
@@ -226,7 +239,9 @@ def test_particle_is_the_one_that_is_said(word: str, particle: str, expected: st
     assert attach_particle(word, particle) == expected
 
 
-@pytest.mark.parametrize(("word", "particle"), [("dog", "이/가"), ("", "이/가"), ("ㅋ", "이/가"), ("개", "이가")])
+@pytest.mark.parametrize(
+    ("word", "particle"), [("dog", "이/가"), ("", "이/가"), ("ㅋ", "이/가"), ("É", "이/가"), ("개", "이가")]
+)
 def test_particle_that_cannot_be_chosen_is_refused(word: str, particle: str) -> None:
     with pytest.raises(ValueError, match=f"word is {word!r}" if "/" in particle else "both forms"):
         attach_particle(word, particle)
