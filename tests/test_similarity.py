@@ -179,14 +179,14 @@ def test_korsts_is_read_as_it_is_written(tmp_path: Path, end: str) -> None:
         HEADER,
         'main-captions\tMSRvid\t2012test\t0000\t5.000\t안전모를 쓴 한 남자가 "춤추고" 있다.\t한 남자가 춤추고 있다.',
         'main-captions\tMSRvid\t2012test\t0002\t2.999\t"어린아이가 말을 타고 있다.\t아이가 말을 타고 있다.',
-        "main-news\theadlines\t2015\t0003\t3\t두 줄\u2028같은 문장\t한 줄",
+        "main-news\theadlines\t2015\t0003\t3\t두 줄\u2028같은\r문장\t한 줄",
         "main-forum\tdeft\t2014\t0004\t0.0\t문장\t다른 문장",
         end=end,
     )
     assert read_sts_tsv(file) == [
         RatedPair('안전모를 쓴 한 남자가 "춤추고" 있다.', "한 남자가 춤추고 있다.", 5.0, True),
         RatedPair('"어린아이가 말을 타고 있다.', "아이가 말을 타고 있다.", 2.999, False),
-        RatedPair("두 줄\u2028같은 문장", "한 줄", 3.0, True),
+        RatedPair("두 줄\u2028같은\r문장", "한 줄", 3.0, True),
         RatedPair("문장", "다른 문장", 0.0, False),
     ]
 
