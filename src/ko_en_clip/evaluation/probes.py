@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,8 +17,8 @@ from tqdm import tqdm
 
 from .metrics import RECALL_AT
 
-# Strengths are numbered in eighths of a decade, from 1e-6 to 1e6: 96 steps. Whole numbers, so that no strength is tried
-# twice for a difference in its last bit.
+# Strengths are numbered in eighths of a decade, from 1e-6 to 1e6: 96 steps. Whole numbers, so that no strength is
+# tried twice for a difference in its last bit.
 _STEPS_PER_DECADE = 8
 _LAST_STEP = 6 * _STEPS_PER_DECADE
 _COARSE_STEP = 2 * _STEPS_PER_DECADE
@@ -106,8 +107,8 @@ def linear_probe(
         ModuleNotFoundError: scikit-learn is absent.
 
     Reference:
-        Radford et al. 2021, appendix A.3. Deviations: features are fitted in float64, because float32 ends L-BFGS early
-        where the penalty is strong; the strength is chosen by accuracy whatever the data set's own metric is.
+        Radford et al. 2021, appendix A.3. Deviations: features are fitted in float64, because float32 may end L-BFGS
+        before the minimum; the strength is chosen by accuracy whatever the data set's own metric is.
     """
     train, test = _rows("training", train_features, train_labels), _rows("test", test_features, test_labels)
     _check_classes(train, test, "test")
@@ -127,7 +128,8 @@ def search_strength(score: Callable[[float], float]) -> tuple[float, dict[float,
     Seven strengths two decades apart come first; then the neighbours of the best one at half the distance, until the
     distance is an eighth of a decade. That is 15 trials at most, each strength once. It is the best of all 97 if the
     score rises up to one peak and falls after it; otherwise it is the best of those tried. Of equally good ones the
-    strongest is taken: the smaller classifier, and the sooner found.
+    middle one is taken (of an even number, the stronger of the two in the middle): few validation rows leave a plateau
+    of equal scores, and its ends are next to strengths that were found worse. The rule is ours; the paper has none.
 
     Args:
         score: larger is better.
@@ -142,7 +144,9 @@ def search_strength(score: Callable[[float], float]) -> tuple[float, dict[float,
             if abs(step) <= _LAST_STEP and step not in scores:
                 scores[step] = score(_strength(step))
                 bar.update()
-        return max(scores, key=lambda step: (scores[step], step))
+        best = max(scores.values())
+        equals = sorted(step for step in scores if scores[step] == best)
+        return equals[len(equals) // 2]
 
     with tqdm(total=_MAX_TRIALS, desc="strengths", unit="fit", leave=False) as bar:
         distance = _COARSE_STEP
@@ -170,8 +174,8 @@ def few_shot(
     The strength is searched on the validation rows if they are given. That is what the paper did, with the validation
     rows of the whole data set (openai/CLIP issue 128), so that its strength has seen more labels than the shots.
     Without them, which is our choice, everything comes from the drawn rows: a fifth of them, one a class at least, is
-    held out for the search and joined again for the final fit. One row a class leaves nothing to hold out; its strength
-    is then that of CLIP's published example, C = 0.316.
+    held out for the search and joined again for the final fit. One row a class leaves nothing to hold out; its
+    strength is then that of CLIP's published example, C = 0.316.
 
     Args:
         train_features: (training rows, dimensions).
@@ -188,8 +192,8 @@ def few_shot(
         ModuleNotFoundError: scikit-learn is absent.
 
     Reference:
-        Radford et al. 2021, sections 3.1.4 (figure 6) and 3.1.5: 1, 2, 4, 8 and 16 shots on data sets whose classes
-        have 16 rows at least.
+        Radford et al. 2021, section 3.1.5 (figure 6): 1, 2, 4, 8 and 16 shots on data sets whose classes have 16
+        rows at least.
     """
     train, test = _rows("training", train_features, train_labels), _rows("test", test_features, test_labels)
     _check_classes(train, test, "test")
@@ -236,7 +240,7 @@ def labels_per_class(accuracies: Mapping[float, float], zero_shot: float) -> Lab
         zero_shot: accuracy on the same test rows.
 
     Raises:
-        ValueError: there are no accuracies, or a number of labels is not positive.
+        ValueError: there is no accuracy, one is no fraction, or a number of labels is not positive.
 
     Example:
         Half-way between 0.5 and 0.7 lies half-way between 2 and 8 on a logarithmic scale.
@@ -245,18 +249,20 @@ def labels_per_class(accuracies: Mapping[float, float], zero_shot: float) -> Lab
         LabelsPerClass(relation='=', labels=4.0)
 
     Reference:
-        Radford et al. 2021, section 3.1.5 and figure 7. The paper gives values below one; here they are "< 1".
+        Radford et al. 2021, section 3.1.5 (figure 7), where the probe of all training rows ends the curve.
     """
     curve = sorted(accuracies.items())
     if not curve or curve[0][0] <= 0:
         raise ValueError(
             f"labels per class are {list(accuracies)}; give the accuracy of one positive number at least."
         )
+    if not all(0 <= accuracy <= 1 for accuracy in (zero_shot, *accuracies.values())):
+        raise ValueError(f"accuracies are {zero_shot} and {dict(accuracies)}; give fractions, 0.5 for 50%.")
     if zero_shot < curve[0][1]:
         return LabelsPerClass(relation="<", labels=curve[0][0])
     if zero_shot == curve[0][1]:
         return LabelsPerClass(relation="=", labels=curve[0][0])
-    for (fewer, low), (more, high) in zip(curve, curve[1:], strict=False):
+    for (fewer, low), (more, high) in pairwise(curve):
         if zero_shot <= high:
             share = (zero_shot - low) / (high - low)
             return LabelsPerClass(relation="=", labels=2 ** (math.log2(fewer) + share * math.log2(more / fewer)))
@@ -290,7 +296,7 @@ def knn(
         ValueError: as `linear_probe`; features are all zero; or a K is below 1 or above the number of training rows.
 
     Reference:
-        Jia et al. 2021, section 5.3 (ImageNet KNN) and Kakao Brain's COYO-ALIGN, which reports K = 1. Cosines are
+        Jia et al. 2021, section 6 (ImageNet KNN) and Kakao Brain's COYO-ALIGN, which reports K = 1. Cosines are
         taken in float64, so that equal pictures tie.
     """
     train, test = _rows("training", train_features, train_labels), _rows("test", test_features, test_labels)
@@ -406,31 +412,33 @@ def _places_in_class(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _rows(name: str, features: torch.Tensor | np.ndarray, labels: torch.Tensor | np.ndarray) -> _Rows:
-    rows = _Rows(np.asarray(features), np.asarray(labels))
-    if rows.features.ndim != 2 or rows.labels.shape != rows.features.shape[:1] or not rows.labels.size:
+    features, labels = np.asarray(features), np.asarray(labels)
+    if features.ndim != 2 or labels.shape != features.shape[:1] or not labels.size:
         raise ValueError(
-            f"{name} features are {rows.features.shape} and labels {rows.labels.shape}; give (rows, dimensions) and one "
-            "label a row, and one row at least."
+            f"{name} features are {features.shape} and labels {labels.shape}; give (rows, dimensions) and one label a "
+            "row, and one row at least."
         )
-    finite = np.isfinite(rows.features).all(axis=1)
+    finite = np.isfinite(features).all(axis=1)
     if not finite.all():
         raise ValueError(
-            f"{name} features are not finite in {(~finite).sum()} of {finite.size} rows, first in row {finite.argmin()}; "
-            "the model's training has diverged, or it overflows its dtype: embed in float32."
+            f"{name} features are not finite in {(~finite).sum()} of {finite.size} rows, first in row "
+            f"{finite.argmin()}; the model's training has diverged, or it overflows its dtype: embed in float32."
         )
-    if not np.issubdtype(rows.labels.dtype, np.integer) or rows.labels.min() < 0:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{name} labels are {labels.dtype}; give class numbers, integers from 0.")
+    if labels.min() < 0:
         raise ValueError(
-            f"{name} labels are {rows.labels.dtype} from {rows.labels.min()}; they are class numbers, integers from 0. "
-            "Leave out rows without a label."
+            f"{name} labels are {labels.min()} in row {labels.argmin()}; class numbers count from 0. Leave out rows "
+            "without a label."
         )
-    return rows
+    return _Rows(features, labels.astype(np.int64))
 
 
 def _check_classes(train: _Rows, other: _Rows, name: str) -> None:
     if train.features.shape[1] != other.features.shape[1]:
         raise ValueError(
-            f"training features have {train.features.shape[1]} dimensions and {name} features {other.features.shape[1]}; "
-            "take both from the same layer of the same model."
+            f"training features have {train.features.shape[1]} dimensions and {name} features "
+            f"{other.features.shape[1]}; take both from the same layer of the same model."
         )
     classes = np.unique(train.labels)
     if classes.size < 2:
@@ -449,6 +457,6 @@ def _check_shots(labels: np.ndarray, shots: Sequence[int]) -> None:
     classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < max(shots):
         raise ValueError(
-            f"class {classes[counts.argmin()]} has {counts.min()} training rows, fewer than {max(shots)} shots; ask for "
-            f"at most {counts.min()} shots, or leave the class out of training and test rows."
+            f"class {classes[counts.argmin()]} has {counts.min()} training rows, fewer than {max(shots)} shots; ask "
+            f"for at most {counts.min()} shots, or leave the class out of training and test rows."
         )
