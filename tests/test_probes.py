@@ -269,11 +269,19 @@ def test_few_shot_fits_the_drawn_rows(digits: tuple[Split, Split, Split]) -> Non
     given = few_shot(*train, *test, shots=(1,), seeds=(0,), validation=validation)[1][0]
     assert len(given.scores) >= 7
     rows = few_shot_rows(train[1], 1, 0)
+    drawn = (train[0][rows], train[1][rows])
+    # Validation rows are not fitted.
+    assert (given.predictions == plain(drawn, given.strength).predict(test[0].astype(np.float64))).all()
     for strength in COARSE:
-        model = plain((train[0][rows], train[1][rows]), strength)
+        model = plain(drawn, strength)
         score = model.score(validation[0].astype(np.float64), validation[1])
         found = min(given.scores, key=lambda tried: abs(np.log10(tried / strength)))
         assert given.scores[found] == score
+    # The seed is also that of the rows held out.
+    rows = few_shot_rows(train[1], 4, 5)
+    drawn = (train[0][rows], train[1][rows])
+    assert probes[4][1].scores == linear_probe(*drawn, *test, seed=5).scores
+    assert probes[4][1].scores != linear_probe(*drawn, *test, seed=0).scores
     # The twin: another seed predicts otherwise.
     assert (probes[4][0].predictions != probes[4][1].predictions).any()
 

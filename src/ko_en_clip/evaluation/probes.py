@@ -169,7 +169,8 @@ def few_shot(
 ) -> dict[int, list[LinearProbe]]:
     """Linear probes of a few training rows a class: for every number of shots, one probe a seed.
 
-    The mean of their hits over the seeds is what `metrics.measure` takes: one number a test row.
+    The mean of their hits over the seeds is what `metrics.measure` takes: one number a test row. Its interval is over
+    test rows; how far draws differ is seen in the probes of the seeds.
 
     The strength is searched on the validation rows if they are given. That is what the paper did, with the validation
     rows of the whole data set (openai/CLIP issue 128), so that its strength has seen more labels than the shots.
