@@ -1,7 +1,7 @@
 """Figures and their intervals: accuracy, recall, bootstrap."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,28 @@ def measure(hits: Sequence[bool] | np.ndarray, seed: int = 0) -> tuple[float, fl
     draws = np.array([values[rng.integers(values.size, size=values.size)].mean() for _ in range(_DRAWS)])
     low, high = np.quantile(draws, (0.025, 0.975))
     return float(values.mean()), float(low), float(high)
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0, draws: int = 1000
+) -> tuple[float, float, float]:
+    """A statistic of n items, and the ends of its 95 % percentile bootstrap interval.
+
+    Args:
+        statistic: its value on the items of the numbers given, int64, (n,); a number may come several times.
+        n: items.
+        seed: of the draws.
+        draws: of n items each, with replacement.
+
+    Raises:
+        ValueError: there is no item.
+    """
+    if n == 0:
+        raise ValueError("there is nothing to measure: no item is left.")
+    rng = np.random.default_rng(seed)
+    values = [statistic(rng.integers(n, size=n)) for _ in range(draws)]
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(statistic(np.arange(n))), float(low), float(high)
 
 
 def ranks(similarity: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:

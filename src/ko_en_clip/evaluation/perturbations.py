@@ -1,0 +1,289 @@
+"""Texts as people write them: decomposed, wrongly spaced, mistyped, with another particle, in two languages at once.
+
+A function makes one change in a text, the same one for the same seed and text. What a change costs is `bilingual.gap`
+of the measure on the changed texts and on the unchanged ones. Texts are composed (NFC) first, except by `decomposed`.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from ..data.particles import attach_particle
+from .prompts import prompts_for
+
+_Option = TypeVar("_Option")
+_Prompts = list[list[str]]
+
+# A syllable is 가 + (initial * 21 + vowel) * 28 + final (Unicode 17, section 3.12.2).
+_FIRST, _LAST = ord("가"), ord("힣")
+_INITIALS = tuple("ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ")
+_VOWELS = tuple("ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ")
+_FINALS = ("", *"ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ")
+_TWO_KEYS = {
+    **{"ㅘ": "ㅗㅏ", "ㅙ": "ㅗㅐ", "ㅚ": "ㅗㅣ", "ㅝ": "ㅜㅓ", "ㅞ": "ㅜㅔ", "ㅟ": "ㅜㅣ", "ㅢ": "ㅡㅣ"},
+    **{"ㄳ": "ㄱㅅ", "ㄵ": "ㄴㅈ", "ㄶ": "ㄴㅎ", "ㄺ": "ㄹㄱ", "ㄻ": "ㄹㅁ", "ㄼ": "ㄹㅂ", "ㄽ": "ㄹㅅ"},
+    **{"ㄾ": "ㄹㅌ", "ㄿ": "ㄹㅍ", "ㅀ": "ㄹㅎ", "ㅄ": "ㅂㅅ"},
+}
+_ONE_LETTER = {keys: letter for letter, keys in _TWO_KEYS.items()}
+# Rows of letter keys from the left: two-set Korean (KS X 5002) without shift, the upper row with it, and English.
+_DUBEOLSIK = ("ㅂㅈㄷㄱㅅㅛㅕㅑㅐㅔ", "ㅁㄴㅇㄹㅎㅗㅓㅏㅣ", "ㅋㅌㅊㅍㅠㅜㅡ")
+_SHIFTED = "ㅃㅉㄸㄲㅆㅛㅕㅑㅒㅖ"
+_QWERTY = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+
+
+def _around(rows: Sequence[str]) -> dict[str, str]:
+    """The keys that touch each key; a row stands a part of a key to the right of the row above it."""
+    keys = {(y, x): key for y, row in enumerate(rows) for x, key in enumerate(row)}
+    steps = ((0, -1), (0, 1), (-1, 0), (-1, 1), (1, -1), (1, 0))
+    return {key: "".join(keys.get((y + down, x + right), "") for down, right in steps) for (y, x), key in keys.items()}
+
+
+def _around_with_shift() -> dict[str, str]:
+    """Of letters with shift those around with shift, of others those without, and of pairs as ㄱ and ㄲ the other."""
+    around = _around((_SHIFTED, *_DUBEOLSIK[1:])) | _around(_DUBEOLSIK)
+    for plain, shifted in zip(_DUBEOLSIK[0], _SHIFTED, strict=True):
+        if plain != shifted:
+            around[plain] += shifted
+            around[shifted] += plain
+    return around
+
+
+_NEAR = _around_with_shift()
+_NEAR_LATIN = _around(_QWERTY)
+
+_WORD = re.compile(r"(?<!\w)[가-힣]{2,}(?!\w)")
+# A particle, and the one that it becomes; of each the form after a consonant and that after a vowel.
+_OTHER = {"은/는": "이/가", "이/가": "은/는", "을/를": "/", "과/와": "하고/하고"}
+# What stands before a syllable that looks like a particle and belongs to the word itself. Stems of verbs and adjectives
+# before 은 and 을, as in 붉은 and 앉을; nouns that end so are passed over with them, as 수입을.
+_STEMS = (
+    *"같갚굳굵굶굽긁깊깎꺾꽂낚낡낮넓넘높늙닦닫닮닿덮돋맑맞맺먹묶묻묽믿밝받밟뱉벗볶붉붙빗뻗뽑섞솟싣싶씹씻얇얕",
+    *"얹얻없있엎엮옮옳웃읽입잃잊잖잡젊젖좁짓짖짙짚짧찍찢찾핥훑겪",
+    *("낯익", "농익", "끌어안", "껴안", "어리석", "살아남", "눈감", "머리감", "깨달"),
+)
+# Adverbs and particles before 은: 조금은, 뿐만은.
+_ADVERBS = ("결국", "조금", "약간", "가끔", "보통", "우선", "일단", "아직", "만큼", "쯤", "만", "번", "동안")
+# Before the 이 of nouns and adverbs, as in 목걸이 and 일찍이; 태양이 is passed over with 고양이.
+_OWN_I = (
+    *"걸겹곰굽깊꽂넓높늙없같많듯끗렷놀덩둑듬떨뚱랭렁뱅망맞맹먹받볶북숭살송양엉옹잡쟁종찍챙촘층팡팽팔",
+    *("나들", "집들", "젊은", "어린", "호랑", "점박", "붙박", "칸막", "나날", "더욱", "외톨", "소복", "몸길", "먼지털", "가랑"),
+    *("쌍둥", "검둥", "흰둥", "궁둥", "바람둥"),
+)
+# Before the 를 of verbs, as in 떠오를.
+_OWN_REUL = ("떠오", "머무", "저지", "가로지", "서두", "아우", "어우")
+# Before the 가 and 와 of verbs, as in 올라가, 타다가, 내려와, and of nouns, as in 십자가.
+_OWN_GA = (*"아어나라려러여져가다로에니냐까따으휴", "십자", "만화")
+_OWN_WA = (*"아어나라려러여져가너", "다녀")
+_NOT_BEFORE: dict[str, tuple[str, ...]] = {"은": (*_STEMS, *_ADVERBS), "이": _OWN_I, "가": _OWN_GA}
+_NOT_BEFORE |= {"을": _STEMS, "를": _OWN_REUL, "과": (), "와": _OWN_WA}
+# Words that only look like a noun and 과 or 와.
+_WHOLE_WORDS = frozenset("결과 학과 성과 통과 약과 한과 안과 일과 간과 견과 인과 기와 도와 치와와 우와".split())
+# How nouns end before 는, which after other syllables is likelier the ending of a verb: 보는, 즐기는, 만드는.
+_BEFORE_TOPIC = (
+    *"자녀화호교회체스빠마씨터과의계래효표프크츠즈커조류료태유수모사배부",
+    *"고양이 아이 어린이 호랑이 아버지 강아지 돼지 이미지 이야기 분위기 비행기 연기 나무 바다 소리 머니 언니 누나".split(),
+    *"친구 가구 배우 여우 도시 접시 택시 문제 주제 시대 침대 무대 늑대 작가 국가 나비 소파 커피 바지 메시지".split(),
+)
+# Letters that end stems of verbs and no noun but 히읗; words of one syllable that before 을 and 를 are likelier stems of
+# verbs, as in 죽을 and 모를; and nouns of one syllable like which no verb's stem is.
+_VERB_FINALS = frozenset("ㅆㅎㄵㄶㄾㄿㅀ")
+_SHORT_STEMS = frozenset("죽막박접녹속담신심참숨검남작모흐부오다고누따무기구바자")
+_SHORT_NOUNS = frozenset("꽃책옷숲섬달별벽컵빵눈문산강배개소코")
+
+
+def decomposed(text: str) -> str:
+    """The text in NFD, every Hangul syllable as two or three conjoining letters: how macOS hands out file names.
+
+    Example:
+        >>> len("개와 말"), len(decomposed("개와 말"))
+        (4, 8)
+    """
+    return unicodedata.normalize("NFD", text)
+
+
+def respaced(text: str, seed: int) -> str:
+    """The text with one error of spacing: a space between Korean words dropped, or one put inside a word.
+
+    Where both can be done, each is as likely. Unchanged where no two Hangul syllables stand together or a space apart.
+
+    Example:
+        >>> respaced("검은 개", 0), respaced("고양이", 0), respaced("a cat", 0)
+        ('검은개', '고 양이', 'a cat')
+    """
+    text = unicodedata.normalize("NFC", text)
+    dropped = [match.start() for match in re.finditer("(?<=[가-힣]) (?=[가-힣])", text)]
+    put = [match.start() for match in re.finditer("(?<=[가-힣])(?=[가-힣])", text)]
+    kinds = [kind for kind in ((dropped, 1, ""), (put, 0, " ")) if kind[0]]
+    if not kinds:
+        return text
+    places, width, space = _picked(kinds, "kind", seed, text)
+    place = _picked(places, "place", seed, text)
+    return text[:place] + space + text[place + width :]
+
+
+def mistyped(text: str, seed: int) -> str:
+    """The text with one slip of a finger at one of its letters, each letter being as likely.
+
+    In Hangul a letter of a syllable is replaced by one of the keys around it on the two-set keyboard or by that of the
+    same key with shift, a final consonant is dropped, wholly or one key of two, or the final is exchanged with the
+    next syllable's initial. What comes out is always made of whole syllables. In a word of English letters, a letter is
+    replaced by a key around it, its case kept, or exchanged with the next.
+
+    Digits, signs, letters of other scripts and single letters (ㅋㅋ) are never touched; a text without a Hangul syllable
+    or a letter from a to z comes back unchanged.
+
+    Example:
+        >>> mistyped("고양이", 0), mistyped("cat", 0), mistyped("2026!", 0)
+        ('고얗이', 'cst', '2026!')
+    """
+    text = unicodedata.normalize("NFC", text)
+    places = [place for place, letter in enumerate(text) if _is_syllable(letter) or letter.lower() in _NEAR_LATIN]
+    if not places:
+        return text
+    place = _picked(places, "place", seed, text)
+    here, after = text[place], text[place + 1 : place + 2]
+    slips = list(_hangul_slips(here, after) if _is_syllable(here) else _latin_slips(here, after))
+    slip = _picked(slips, "slip", seed, text)
+    return text[:place] + slip + text[place + len(slip) :]
+
+
+def other_particles(text: str, seed: int) -> str:
+    """The text with one particle replaced by another that people might have used.
+
+    은/는 becomes 이/가 and the other way, in the form that fits the word; 을/를 is dropped, as in speech; 과/와 becomes
+    하고, and 에게 한테. Unchanged where no word surely ends in one of them.
+
+    There is no morphological analysis. A word is taken as a noun with a particle if the form agrees with the syllable
+    before it, which leaves out 나이, 마을, 있는, and if that is not how verbs, adverbs, or nouns ending in the same
+    syllable end: 보는, 작은, 올라가, 고양이, 결과. Before 는 only known ends of nouns count, and before 은, 는, 이, 가 a noun of
+    one syllable has to be a known one. Some nouns are passed over for it (태양이, 바나나와), and words on no list may be
+    taken wrongly. A topic, 은/는, where the subject of a relative clause stood reads stiffly but is understood.
+
+    Example:
+        >>> other_particles("소파와 고양이", 0), other_particles("사람이 탄 배", 0), other_particles("작은 고양이", 0)
+        ('소파하고 고양이', '사람은 탄 배', '작은 고양이')
+    """
+    text = unicodedata.normalize("NFC", text)
+    found = [(match, other) for match in _WORD.finditer(text) if (other := _with_other_particle(match[0]))]
+    if not found:
+        return text
+    match, other = _picked(found, "particle", seed, text)
+    return text[: match.start()] + other + text[match.end() :]
+
+
+def without_particles(templates: Sequence[str]) -> list[str]:
+    """The templates in which no particle has to fit the label, and which take a label of any language.
+
+    Example:
+        >>> without_particles(["{} 사진", "{}{을/를} 찍은 사진"])
+        ['{} 사진']
+    """
+    return [template for template in templates if "}{" not in template]
+
+
+def code_switched_prompts(
+    names: Mapping[str, Sequence[str]], templates: Mapping[str, Sequence[str]]
+) -> dict[str, _Prompts]:
+    """Prompts of each class in two languages: "ko+en", Korean templates around English names, and "en+ko".
+
+    Only Korean templates without a particle are used: which form fits an English word depends on how it is said (dog
+    is said 도그, with a vowel at its end, and spelt with a consonant), and both forms, dog을(를), are a notation of forms
+    and notices that would be measured with the switch. So accuracy is to be set against that of Korean prompts from
+    `without_particles(templates["ko"])`. Captions are not switched: which words of a pair mean the same is not known.
+
+    Args:
+        names: class names under "ko" and "en", in the same order.
+        templates: templates under "ko" and "en".
+
+    Raises:
+        ValueError: the languages have another number of names, or every Korean template has a particle.
+
+    Example:
+        >>> code_switched_prompts({"ko": ["개"], "en": ["dog"]}, {"ko": ["{} 사진"], "en": ["a photo of a {}."]})
+        {'ko+en': [['dog 사진']], 'en+ko': [['a photo of a 개.']]}
+    """
+    if len(names["ko"]) != len(names["en"]):
+        raise ValueError(f"there are {len(names['ko'])} Korean names and {len(names['en'])} English ones; pair them.")
+    korean = without_particles(templates["ko"])
+    if not korean:
+        raise ValueError(
+            f"every Korean template has a particle, as {templates['ko'][0]!r}, and none fits an English name; "
+            "add one without, as '{} 사진'."
+        )
+    return {"ko+en": prompts_for(names["en"], korean), "en+ko": prompts_for(names["ko"], templates["en"])}
+
+
+def _picked(options: Sequence[_Option], what: str, seed: int, text: str) -> _Option:
+    """One of the options, by a hash that is the same in every process."""
+    digest = hashlib.blake2b(f"{what} {seed} {text}".encode(), digest_size=8).digest()
+    return options[int.from_bytes(digest, "big") % len(options)]
+
+
+def _is_syllable(letter: str) -> bool:
+    return len(letter) == 1 and _FIRST <= ord(letter) <= _LAST
+
+
+def _letters(syllable: str) -> tuple[str, str, str]:
+    """Initial, vowel, and final, which may be empty."""
+    rest, final = divmod(ord(syllable) - _FIRST, len(_FINALS))
+    initial, vowel = divmod(rest, len(_VOWELS))
+    return _INITIALS[initial], _VOWELS[vowel], _FINALS[final]
+
+
+def _syllable(initial: str, vowel: str, final: str) -> str:
+    number = _INITIALS.index(initial) * len(_VOWELS) + _VOWELS.index(vowel)
+    return chr(_FIRST + number * len(_FINALS) + _FINALS.index(final))
+
+
+def _hangul_slips(here: str, after: str) -> Iterator[str]:
+    """What a syllable may become, and what it and the syllable after it may."""
+    initial, vowel, final = _letters(here)
+    yield from (_syllable(slip, vowel, final) for slip in _slips(initial) if slip in _INITIALS)
+    yield from (_syllable(initial, slip, final) for slip in _slips(vowel) if slip in _VOWELS)
+    if not final:
+        return
+    yield from (_syllable(initial, vowel, slip) for slip in _slips(final) if slip in _FINALS)
+    yield from (_syllable(initial, vowel, left) for left in ("", *_TWO_KEYS.get(final, "")))
+    if _is_syllable(after):
+        next_initial, *rest = _letters(after)
+        if final != next_initial and final in _INITIALS and next_initial in _FINALS:
+            yield _syllable(initial, vowel, next_initial) + _syllable(final, rest[0], rest[1])
+
+
+def _slips(letter: str) -> Iterator[str]:
+    """The letter with one of its one or two keys missed for a key beside it; some of these are no letters."""
+    keys = _TWO_KEYS.get(letter, letter)
+    for place, key in enumerate(keys):
+        for near in _NEAR[key]:
+            missed = keys[:place] + near + keys[place + 1 :]
+            yield _ONE_LETTER.get(missed, missed)
+
+
+def _latin_slips(here: str, after: str) -> Iterator[str]:
+    yield from (near.upper() if here.isupper() else near for near in _NEAR_LATIN[here.lower()])
+    if after.lower() in _NEAR_LATIN and after.lower() != here.lower():
+        yield after + here
+
+
+def _with_other_particle(word: str) -> str | None:
+    """A word of two syllables at least with another particle; None where it has none, or may have none."""
+    if word.endswith("에게"):
+        return word[:-2] + "한테" if word[:-2] else None
+    stem, particle = word[:-1], word[-1]
+    for forms, others in _OTHER.items():
+        if particle in forms and attach_particle(stem, forms) == word and _is_noun(stem, particle):
+            return attach_particle(stem, others)
+    return None
+
+
+def _is_noun(stem: str, particle: str) -> bool:
+    """Whether what stands before a syllable that looks like a particle is surely a noun."""
+    if stem + particle in _WHOLE_WORDS or _letters(stem[-1])[2] in _VERB_FINALS or stem[-2:-1] == stem[-1]:
+        return False
+    if len(stem) == 1 and particle in "은는이가":
+        return stem in _SHORT_NOUNS
+    if particle == "는":
+        return stem.endswith(_BEFORE_TOPIC)
+    return not stem.endswith(_NOT_BEFORE[particle]) and not (particle in "을를" and stem in _SHORT_STEMS)
