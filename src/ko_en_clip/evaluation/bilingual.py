@@ -1,4 +1,4 @@
-"""What two languages have in common: agreement, gaps between them, retrieval from one to the other, and where they lie.
+"""What two languages have in common: agreement, gaps, retrieval from one to the other, and where their texts lie.
 
 Embeddings are float32 and L2-normalised, (items, dimensions), row by row of the same item in every language. A figure
 comes as its value and the ends of its 95 % bootstrap interval. Intervals are paired: a draw of the items is the same
@@ -6,21 +6,24 @@ for both languages, so that items which are hard in both do not widen it.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from .metrics import bootstrap, measure, ranks
-from .report import ACCENT, INK, SOFT, new_figure, svg_of
+from .report import ACCENT, INK, new_figure, plain_axes, svg_of
 
-Figure = tuple[float, float, float]
+Estimate = tuple[float, float, float]
 PICTURES, KOREAN, ENGLISH = "pictures", "Korean texts", "English texts"
 _COLOURS = {PICTURES: "#0f766e", KOREAN: ACCENT, ENGLISH: "#c2410c"}
 # So many items of each kind are drawn at most; more would hide one another and swell the page.
 _DRAWN = 400
+# Pictures with lines to their texts.
+_JOINED = 8
 
 
-def gap(hits: Sequence[float] | np.ndarray, baseline: Sequence[float] | np.ndarray, seed: int = 0) -> Figure:
+def gap(hits: Sequence[float] | np.ndarray, baseline: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
     """Mean of hits less that of the baseline on the same items.
 
     Of Korean against English, or of changed texts against unchanged ones.
@@ -44,7 +47,7 @@ def gap(hits: Sequence[float] | np.ndarray, baseline: Sequence[float] | np.ndarr
 
 def agreement(
     korean: torch.Tensor, english: torch.Tensor, targets: torch.Tensor | None = None, seed: int = 0
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """How far zero-shot classification in Korean and in English says the same of the same pictures.
 
     Args:
@@ -98,8 +101,8 @@ def text_retrieval_ranks(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ranks of each Korean text's best English counterpart, and of each English text's best Korean one.
 
-    Texts that are equal stand once among those that are searched, and everything that is paired with a text answers all
-    queries equal to it. Every row is a query, so both are int64, (pairs,).
+    Equal texts stand once among those that are searched, and whatever a text is paired with in any row answers it.
+    Every row is a query, so both results are int64, (pairs,).
 
     Raises:
         ValueError: the arguments have another number of rows.
@@ -124,7 +127,7 @@ def _distinct(texts: Sequence[str]) -> tuple[list[int], list[int]]:
     return [numbers[text] for text in texts], list(first.values())
 
 
-def cloud_gap(first: torch.Tensor, second: torch.Tensor, seed: int = 0) -> dict[str, Figure]:
+def cloud_gap(first: torch.Tensor, second: torch.Tensor, seed: int = 0) -> dict[str, Estimate]:
     """How far two clouds of embeddings stand apart: the modality gap of pictures and texts, or that of two languages.
 
     Args:
@@ -181,16 +184,16 @@ def projection(clouds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return dict(zip(clouds, places.split([len(cloud) for cloud in clouds.values()]), strict=True))
 
 
-def draw_gaps(images: torch.Tensor, korean: torch.Tensor, english: torch.Tensor, lines: int = 12) -> str:
+def draw_gaps(images: torch.Tensor, korean: torch.Tensor, english: torch.Tensor) -> str:
     """Pictures and their texts in two languages in the plane of their `projection`, as SVG.
 
-    Of more than 400 items, 400 spread evenly over the rows are drawn.
+    Of more than 400 items 400 are drawn, and of 8 of them lines from the picture to its two texts, evenly spread over
+    the rows.
 
     Args:
-        images: (items, dimensions).
+        images: (items, dimensions), two of each at least.
         korean: of their texts, row by row; the same size.
         english: likewise.
-        lines: of so many pictures a line leads to their two texts.
 
     Raises:
         ModuleNotFoundError: matplotlib is absent.
@@ -198,22 +201,30 @@ def draw_gaps(images: torch.Tensor, korean: torch.Tensor, english: torch.Tensor,
     """
     for texts in (korean, english):
         _require_pairs(tuple(images.shape), tuple(texts.shape))
-    return svg_of(_figure_of({PICTURES: images, KOREAN: korean, ENGLISH: english}, lines))
+    return svg_of(_scatter(projection({PICTURES: images, KOREAN: korean, ENGLISH: english})))
 
 
-def _figure_of(clouds: Mapping[str, torch.Tensor], lines: int) -> object:
-    """A scatter of clouds, and lines from the first one's items to their likes in the others."""
-    places = projection(clouds)
-    items = len(next(iter(places.values())))
-    figure = new_figure(6.4, 4.8)
+def _scatter(places: Mapping[str, torch.Tensor]) -> Any:
+    """A figure of the three clouds and lines between some matching items, the axes to one scale."""
+    figure = new_figure(6.4, 4.6)
     axes = figure.add_subplot()
-    drawn = _spread(items, _DRAWN)
+    items = len(places[PICTURES])
+    joined = _spread(items, _JOINED)
+    for number in joined:
+        way = torch.stack([places[name][number] for name in (KOREAN, PICTURES, ENGLISH)])
+        axes.plot(*way.T.numpy(), color=INK, linewidth=0.7, alpha=0.6)
     for name, points in places.items():
-        axes.scatter(*points[drawn].T, s=14, color=_COLOURS[name], alpha=0.45, linewidths=0, label=name)
-    ways = [torch.stack([places[text][item], places[PICTURES][item]]) for item in _spread(items, lines) for text in (KOREAN, ENGLISH)]
-    for number, way in enumerate(ways):
-        axes.plot(*way.T, color=INK, linewidth=0.8, alpha=0.7, label="of the same picture" if number == 0 else None)
+        axes.scatter(*points[_spread(items, _DRAWN)].T.numpy(), s=14, color=_COLOURS[name], alpha=0.3, linewidths=0)
+        ends = {"s": 34, "edgecolors": "white", "linewidths": 0.8, "zorder": 3}
+        axes.scatter(*points[joined].T.numpy(), color=_COLOURS[name], label=name, **ends)
+    axes.lines[0].set_label("a picture and its texts")
     axes.set_aspect("equal", adjustable="datalim")
+    axes.locator_params(nbins=6)
+    axes.set_xlabel("first principal component", color=INK)
+    axes.set_ylabel("second principal component", color=INK)
+    plain_axes(axes)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper left", ncols=4, frameon=False, labelcolor=INK, handletextpad=0.4)
     return figure
 
 

@@ -22,9 +22,13 @@ _INITIALS = tuple("ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ")
 _VOWELS = tuple("ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ")
 _FINALS = ("", *"ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ")
 _TWO_KEYS = {
-    **{"ㅘ": "ㅗㅏ", "ㅙ": "ㅗㅐ", "ㅚ": "ㅗㅣ", "ㅝ": "ㅜㅓ", "ㅞ": "ㅜㅔ", "ㅟ": "ㅜㅣ", "ㅢ": "ㅡㅣ"},
-    **{"ㄳ": "ㄱㅅ", "ㄵ": "ㄴㅈ", "ㄶ": "ㄴㅎ", "ㄺ": "ㄹㄱ", "ㄻ": "ㄹㅁ", "ㄼ": "ㄹㅂ", "ㄽ": "ㄹㅅ"},
-    **{"ㄾ": "ㄹㅌ", "ㄿ": "ㄹㅍ", "ㅀ": "ㄹㅎ", "ㅄ": "ㅂㅅ"},
+    letter: first + second
+    for letter, first, second in zip(
+        "ㅘㅙㅚㅝㅞㅟㅢㄳㄵㄶㄺㄻㄼㄽㄾㄿㅀㅄ",
+        "ㅗㅗㅗㅜㅜㅜㅡㄱㄴㄴㄹㄹㄹㄹㄹㄹㄹㅂ",
+        "ㅏㅐㅣㅓㅔㅣㅣㅅㅈㅎㄱㅁㅂㅅㅌㅍㅎㅅ",
+        strict=True,
+    )
 }
 _ONE_LETTER = {keys: letter for letter, keys in _TWO_KEYS.items()}
 # Rows of letter keys from the left: two-set Korean (KS X 5002) without shift, the upper row with it, and English.
@@ -56,38 +60,36 @@ _NEAR_LATIN = _around(_QWERTY)
 _WORD = re.compile(r"(?<!\w)[가-힣]{2,}(?!\w)")
 # A particle, and the one that it becomes; of each the form after a consonant and that after a vowel.
 _OTHER = {"은/는": "이/가", "이/가": "은/는", "을/를": "/", "과/와": "하고/하고"}
-# What stands before a syllable that looks like a particle and belongs to the word itself. Stems of verbs and adjectives
-# before 은 and 을, as in 붉은 and 앉을; nouns that end so are passed over with them, as 수입을.
+# Ends of what stands before a syllable that looks like a particle and belongs to the word itself. Before 은 and 을
+# they are stems of verbs and adjectives, as in 붉은 and 앉을, and adverbs (조금은); nouns that end so are passed over
+# with them, as 수입을. Before 이 they are of nouns and adverbs, as in 목걸이 and 일찍이; 태양이 is passed over with
+# 고양이. Before 가, 를, 와 they are of verbs, as in 올라가, 떠오를, 내려와.
 _STEMS = (
-    *"같갚굳굵굶굽긁깊깎꺾꽂낚낡낮넓넘높늙닦닫닮닿덮돋맑맞맺먹묶묻묽믿밝받밟뱉벗볶붉붙빗뻗뽑섞솟싣싶씹씻얇얕",
-    *"얹얻없있엎엮옮옳웃읽입잃잊잖잡젊젖좁짓짖짙짚짧찍찢찾핥훑겪",
-    *("낯익", "농익", "끌어안", "껴안", "어리석", "살아남", "눈감", "머리감", "깨달"),
+    "[같갚굳굵굶굽긁깊깎꺾꽂낚낡낮넓넘높늙닦닫닮닿덮돋맑맞맺먹묶묻묽믿밝받밟뱉벗볶붉붙빗뻗뽑섞솟싣싶씹씻얇"
+    "얕얹얻없있엎엮옮옳웃읽입잃잊잖잡젊젖좁짓짖짙짚짧찍찢찾핥훑겪]|낯익|농익|끌어안|껴안|어리석|살아남|눈감|머리감|깨달"
 )
-# Adverbs and particles before 은: 조금은, 뿐만은.
-_ADVERBS = ("결국", "조금", "약간", "가끔", "보통", "우선", "일단", "아직", "만큼", "쯤", "만", "번", "동안")
-# Before the 이 of nouns and adverbs, as in 목걸이 and 일찍이; 태양이 is passed over with 고양이.
-_OWN_I = (
-    *"걸겹곰굽깊꽂넓높늙없같많듯끗렷놀덩둑듬떨뚱랭렁뱅망맞맹먹받볶북숭살송양엉옹잡쟁종찍챙촘층팡팽팔",
-    *("나들", "집들", "젊은", "어린", "호랑", "점박", "붙박", "칸막", "나날", "더욱", "외톨", "소복", "몸길", "먼지털", "가랑"),
-    *("쌍둥", "검둥", "흰둥", "궁둥", "바람둥"),
-)
-# Before the 를 of verbs, as in 떠오를.
-_OWN_REUL = ("떠오", "머무", "저지", "가로지", "서두", "아우", "어우")
-# Before the 가 and 와 of verbs, as in 올라가, 타다가, 내려와, and of nouns, as in 십자가.
-_OWN_GA = (*"아어나라려러여져가다로에니냐까따으휴", "십자", "만화")
-_OWN_WA = (*"아어나라려러여져가너", "다녀")
-_NOT_BEFORE: dict[str, tuple[str, ...]] = {"은": (*_STEMS, *_ADVERBS), "이": _OWN_I, "가": _OWN_GA}
-_NOT_BEFORE |= {"을": _STEMS, "를": _OWN_REUL, "과": (), "와": _OWN_WA}
-# Words that only look like a noun and 과 or 와.
-_WHOLE_WORDS = frozenset("결과 학과 성과 통과 약과 한과 안과 일과 간과 견과 인과 기와 도와 치와와 우와".split())
-# How nouns end before 는, which after other syllables is likelier the ending of a verb: 보는, 즐기는, 만드는.
+_NOT_BEFORE = {
+    "은": f"{_STEMS}|결국|조금|약간|가끔|보통|우선|일단|아직|만큼|쯤|만|번|동안",
+    "을": _STEMS,
+    "이": (
+        "[걸겹곰굽깊꽂넓높늙없같많듯끗렷놀덩둑듬떨뚱랭렁뱅망맞맹먹받볶북숭살송양엉옹잡쟁종찍챙촘층팡팽팔]|나들|집들"
+        "|젊은|어린|호랑|점박|붙박|칸막|나날|더욱|외톨|소복|몸길|먼지털|가랑|쌍둥|검둥|흰둥|궁둥|바람둥"
+    ),
+    "가": "[아어나라려러여져가다로에니냐까따으휴]|십자|만화",
+    "를": "떠오|머무|저지|가로지|서두|아우|어우",
+    "와": "[아어나라려러여져가너]|다녀",
+}
+# Ends of nouns before 는, which after other syllables is likelier the ending of a verb: 보는, 즐기는, 만드는.
 _BEFORE_TOPIC = (
-    *"자녀화호교회체스빠마씨터과의계래효표프크츠즈커조류료태유수모사배부",
-    *"고양이 아이 어린이 호랑이 아버지 강아지 돼지 이미지 이야기 분위기 비행기 연기 나무 바다 소리 머니 언니 누나".split(),
-    *"친구 가구 배우 여우 도시 접시 택시 문제 주제 시대 침대 무대 늑대 작가 국가 나비 소파 커피 바지 메시지".split(),
+    "[자녀화호교회체스빠마씨의계래표프크츠즈커조류료태유수모배부]|고양이|아이|어린이|호랑이|아버지|강아지|돼지|이미지"
+    "|메시지|바지|이야기|분위기|비행기|연기|나무|바다|소리|머니|언니|누나|친구|가구|배우|여우|도시|접시|택시|문제|주제"
+    "|시대|침대|무대|늑대|작가|국가|나비|소파|커피|결과|효과|사과|캐릭터|포스터|컴퓨터|센터|회사|기사|역사|대사|의사"
+    "|판사|박사|강사"
 )
-# Letters that end stems of verbs and no noun but 히읗; words of one syllable that before 을 and 를 are likelier stems of
-# verbs, as in 죽을 and 모를; and nouns of one syllable like which no verb's stem is.
+# Words that only look like a noun and a particle.
+_WHOLE = "결과|학과|성과|통과|약과|한과|안과|일과|간과|견과|인과|기와|도와|치와와|우와|잠자는|낮잠자는|충분이"
+# Finals of stems of verbs, and of no noun but 히읗; words of one syllable that before 을 and 를 are likelier such
+# stems, as in 죽을 and 모를; and nouns of one syllable like which no verb's stem is.
 _VERB_FINALS = frozenset("ㅆㅎㄵㄶㄾㄿㅀ")
 _SHORT_STEMS = frozenset("죽막박접녹속담신심참숨검남작모흐부오다고누따무기구바자")
 _SHORT_NOUNS = frozenset("꽃책옷숲섬달별벽컵빵눈문산강배개소코")
@@ -126,17 +128,17 @@ def respaced(text: str, seed: int) -> str:
 def mistyped(text: str, seed: int) -> str:
     """The text with one slip of a finger at one of its letters, each letter being as likely.
 
-    In Hangul a letter of a syllable is replaced by one of the keys around it on the two-set keyboard or by that of the
-    same key with shift, a final consonant is dropped, wholly or one key of two, or the final is exchanged with the
-    next syllable's initial. What comes out is always made of whole syllables. In a word of English letters, a letter is
-    replaced by a key around it, its case kept, or exchanged with the next.
+    In Hangul a letter of a syllable is replaced by that of a key around it on the two-set keyboard or of the same key
+    with shift, a final consonant is dropped, wholly or one key of two, or a final is exchanged with the initial of the
+    next syllable. What comes out is made of whole syllables. An English letter is replaced by that of a key around it,
+    in the same case, or exchanged with the letter after it.
 
-    Digits, signs, letters of other scripts and single letters (ㅋㅋ) are never touched; a text without a Hangul syllable
-    or a letter from a to z comes back unchanged.
+    Digits, signs, other scripts and single letters (ㅋㅋ) are never touched; a text without a Hangul syllable or a
+    letter from a to z comes back unchanged.
 
     Example:
         >>> mistyped("고양이", 0), mistyped("cat", 0), mistyped("2026!", 0)
-        ('고얗이', 'cst', '2026!')
+        ('고양티', 'caf', '2026!')
     """
     text = unicodedata.normalize("NFC", text)
     places = [place for place, letter in enumerate(text) if _is_syllable(letter) or letter.lower() in _NEAR_LATIN]
@@ -152,14 +154,14 @@ def mistyped(text: str, seed: int) -> str:
 def other_particles(text: str, seed: int) -> str:
     """The text with one particle replaced by another that people might have used.
 
-    은/는 becomes 이/가 and the other way, in the form that fits the word; 을/를 is dropped, as in speech; 과/와 becomes
-    하고, and 에게 한테. Unchanged where no word surely ends in one of them.
+    은/는 becomes 이/가 and the other way, in the form that fits; 을/를 is dropped, as in speech; 과/와 becomes 하고,
+    and 에게 한테. Unchanged where no word ends in one of them for sure.
 
-    There is no morphological analysis. A word is taken as a noun with a particle if the form agrees with the syllable
-    before it, which leaves out 나이, 마을, 있는, and if that is not how verbs, adverbs, or nouns ending in the same
-    syllable end: 보는, 작은, 올라가, 고양이, 결과. Before 는 only known ends of nouns count, and before 은, 는, 이, 가 a noun of
-    one syllable has to be a known one. Some nouns are passed over for it (태양이, 바나나와), and words on no list may be
-    taken wrongly. A topic, 은/는, where the subject of a relative clause stood reads stiffly but is understood.
+    There is no morphological analysis. A word is taken for a noun with a particle if the form agrees with the syllable
+    before it, which leaves out 나이, 마을, 있는, and if no verb, adverb or longer noun is known to end so: 작은,
+    올라가, 고양이, 결과. Before 는 only known ends of nouns count, and before 은, 는, 이, 가 only known nouns of one
+    syllable. Some nouns are passed over for it (태양이, 바나나와), and words on no list may be taken wrongly. In a
+    relative clause 은/는 for 이/가 reads stiffly.
 
     Example:
         >>> other_particles("소파와 고양이", 0), other_particles("사람이 탄 배", 0), other_particles("작은 고양이", 0)
@@ -188,9 +190,9 @@ def code_switched_prompts(
 ) -> dict[str, _Prompts]:
     """Prompts of each class in two languages: "ko+en", Korean templates around English names, and "en+ko".
 
-    Only Korean templates without a particle are used: which form fits an English word depends on how it is said (dog
-    is said 도그, with a vowel at its end, and spelt with a consonant), and both forms, dog을(를), are a notation of forms
-    and notices that would be measured with the switch. So accuracy is to be set against that of Korean prompts from
+    Only Korean templates without a particle are used. Which form fits an English word depends on how it is said, not
+    on how it is spelt (dog is said 도그, with a vowel at its end), and both forms at once, dog을(를), are a notation of
+    printed forms that would be measured with the switch. So accuracy has to be set against that of Korean prompts from
     `without_particles(templates["ko"])`. Captions are not switched: which words of a pair mean the same is not known.
 
     Args:
@@ -280,10 +282,14 @@ def _with_other_particle(word: str) -> str | None:
 
 def _is_noun(stem: str, particle: str) -> bool:
     """Whether what stands before a syllable that looks like a particle is surely a noun."""
-    if stem + particle in _WHOLE_WORDS or _letters(stem[-1])[2] in _VERB_FINALS or stem[-2:-1] == stem[-1]:
+    if len(stem) == 1 and particle in "은는이가을를":
+        return stem not in _SHORT_STEMS if particle in "을를" else stem in _SHORT_NOUNS
+    if re.fullmatch(_WHOLE, stem + particle) or _letters(stem[-1])[2] in _VERB_FINALS or stem[-2:-1] == stem[-1]:
         return False
-    if len(stem) == 1 and particle in "은는이가":
-        return stem in _SHORT_NOUNS
     if particle == "는":
-        return stem.endswith(_BEFORE_TOPIC)
-    return not stem.endswith(_NOT_BEFORE[particle]) and not (particle in "을를" and stem in _SHORT_STEMS)
+        return _ends(stem, _BEFORE_TOPIC)
+    return particle not in _NOT_BEFORE or not _ends(stem, _NOT_BEFORE[particle])
+
+
+def _ends(stem: str, endings: str) -> bool:
+    return re.search(f"(?:{endings})$", stem) is not None
