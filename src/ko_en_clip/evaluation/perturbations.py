@@ -164,8 +164,8 @@ def other_particles(text: str, seed: int) -> str:
     relative clause 은/는 for 이/가 reads stiffly.
 
     Example:
-        >>> other_particles("소파와 고양이", 0), other_particles("사람이 탄 배", 0), other_particles("작은 고양이", 0)
-        ('소파하고 고양이', '사람은 탄 배', '작은 고양이')
+        >>> other_particles("소파와 고양이", 0), other_particles("사람이 탄 배", 0), other_particles("작은 배", 0)
+        ('소파하고 고양이', '사람은 탄 배', '작은 배')
     """
     text = unicodedata.normalize("NFC", text)
     found = [(match, other) for match in _WORD.finditer(text) if (other := _with_other_particle(match[0]))]
@@ -282,9 +282,11 @@ def _with_other_particle(word: str) -> str | None:
 
 def _is_noun(stem: str, particle: str) -> bool:
     """Whether what stands before a syllable that looks like a particle is surely a noun."""
-    if len(stem) == 1 and particle in "은는이가을를":
-        return stem not in _SHORT_STEMS if particle in "을를" else stem in _SHORT_NOUNS
     if re.fullmatch(_WHOLE, stem + particle) or _letters(stem[-1])[2] in _VERB_FINALS or stem[-2:-1] == stem[-1]:
+        return False
+    if len(stem) == 1 and particle in "은는이가":
+        return stem in _SHORT_NOUNS
+    if particle in "을를" and stem in _SHORT_STEMS:
         return False
     if particle == "는":
         return _ends(stem, _BEFORE_TOPIC)
