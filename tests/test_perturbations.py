@@ -66,7 +66,8 @@ def test_changes_are_the_same_in_another_process() -> None:
     text = "검은 소파와 탁자를 고양이가 보는 dog 사진"
     program = (
         "from ko_en_clip.evaluation.perturbations import *;"
-        f"print(ascii([[change({text!r}, seed) for seed in range(5)] for change in (respaced, mistyped, other_particles)]))"
+        "changes = (respaced, mistyped, other_particles);"
+        f"print(ascii([[change({text!r}, seed) for seed in range(5)] for change in changes]))"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, encoding="utf-8")
     expected = [[change(text, seed) for seed in range(5)] for change in (respaced, mistyped, other_particles)]

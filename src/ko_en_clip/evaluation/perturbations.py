@@ -164,8 +164,8 @@ def other_particles(text: str, seed: int) -> str:
     relative clause 은/는 for 이/가 reads stiffly.
 
     Example:
-        >>> other_particles("소파와 고양이", 0), other_particles("사람이 탄 배", 0), other_particles("작은 배", 0)
-        ('소파하고 고양이', '사람은 탄 배', '작은 배')
+        >>> [other_particles(text, 0) for text in ("소파와 고양이", "사람이 탄 배", "작은 배")]
+        ['소파하고 고양이', '사람은 탄 배', '작은 배']
     """
     text = unicodedata.normalize("NFC", text)
     found = [(match, other) for match in _WORD.finditer(text) if (other := _with_other_particle(match[0]))]
