@@ -210,8 +210,8 @@ def test_text_retrieval_by_hand() -> None:
     """Three pairs; the Korean of pair 0 is nearest to the English of pair 1.
 
     Cosines, Korean by English: [0.6, 1, 0], [0.8, 0, 1], [0, 0.8, -0.6]. Korean 0: its English has 0.6, one is
-    higher; Korean 1: its English has 0, both are higher; Korean 2: its English has -0.6, both are higher. English 0: its
-    Korean has 0.6, 0.8 is higher; English 1: 0 against 1 and 0.8; English 2: -0.6 against 0 and 1.
+    higher; Korean 1: its English has 0, both are higher; Korean 2: its English has -0.6, both are higher. English 0:
+    its Korean has 0.6, 0.8 is higher; English 1: 0 against 1 and 0.8; English 2: -0.6 against 0 and 1.
     """
     korean = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-0.6, 0.8]])
     english = torch.tensor([[0.8, 0.6], [0.0, 1.0], [1.0, 0.0]])

@@ -191,8 +191,8 @@ def code_switched_prompts(
     """Prompts of each class in two languages: "ko+en", Korean templates around English names, and "en+ko".
 
     Only Korean templates without a particle are used. Which form fits an English word depends on how it is said, not
-    on how it is spelt (dog is said 도그, with a vowel at its end), and both forms at once, dog을(를), are a notation of
-    printed forms that would be measured with the switch. So accuracy has to be set against that of Korean prompts from
+    on how it is spelt (dog is said 도그, with a vowel at its end), and both forms at once, dog을(를), are a notation
+    of printed forms that would be measured with the switch. So accuracy has to be set against that of Korean prompts from
     `without_particles(templates["ko"])`. Captions are not switched: which words of a pair mean the same is not known.
 
     Args:
