@@ -76,6 +76,7 @@ _NOT_BEFORE = {
         "|젊은|어린|호랑|점박|붙박|칸막|나날|더욱|외톨|소복|몸길|먼지털|가랑|쌍둥|검둥|흰둥|궁둥|바람둥"
     ),
     "가": "[아어나라려러여져가다로에니냐까따으휴]|십자|만화",
+    "과": "결",
     "를": "떠오|머무|저지|가로지|서두|아우|어우",
     "와": "[아어나라려러여져가너]|다녀",
 }
@@ -192,8 +193,8 @@ def code_switched_prompts(
 
     Only Korean templates without a particle are used. Which form fits an English word depends on how it is said, not
     on how it is spelt (dog is said 도그, with a vowel at its end), and both forms at once, dog을(를), are a notation
-    of printed forms that would be measured with the switch. So accuracy has to be set against that of Korean prompts from
-    `without_particles(templates["ko"])`. Captions are not switched: which words of a pair mean the same is not known.
+    of printed forms that would be measured with the switch. So accuracy has to be set against that of Korean prompts
+    from `without_particles(templates["ko"])`. Captions are not switched, since which words mean the same is not known.
 
     Args:
         names: class names under "ko" and "en", in the same order.
