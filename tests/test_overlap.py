@@ -79,9 +79,17 @@ def test_equal_pictures_have_equal_hashes() -> None:
 
 
 def test_pictures_without_content_have_nearly_one_hash() -> None:
-    """Rounding errors would give half of the bits by chance."""
     found = [perceptual_hash(torch.full((3, 40, 50), value, dtype=torch.uint8)) for value in (0, 1, 77, 128, 255)]
     assert max(differing_bits(found[0], other) for other in found) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frequencies_that_a_picture_lacks_give_no_bits(seed: int) -> None:
+    """Stripes have the frequencies of the first row alone; rounding errors would set bits of the others by chance."""
+    stripes = np.random.default_rng(seed).integers(0, 256, size=32, dtype=np.uint8)
+    found = perceptual_hash(torch.from_numpy(stripes).expand(3, 32, 32))
+    assert found & (2**56 - 1) == 0
+    assert found >> 56 != 0
 
 
 def test_hashes_of_many() -> None:
