@@ -41,7 +41,7 @@ def test_the_report_shows_both_languages_and_is_one_file(demo):
 
 def test_the_results_are_all_there(demo):
     document = json.loads((demo / "results.json").read_text(encoding="utf-8"))
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     slices = {(r["task"], r["language"], r["slice"], r["metric"]): r["n"] for r in document["results"]}
     assert slices["zero_shot_classification", "ko", "seen=True", "accuracy"] == 1600
     assert slices["zero_shot_classification", "en", "seen=False", "accuracy"] == 400

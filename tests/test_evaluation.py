@@ -18,10 +18,11 @@ from ko_en_clip.data.pairs import DataSettings, PairSet
 from ko_en_clip.evaluation import embeddings
 from ko_en_clip.evaluation.embeddings import TransformersEncoder, open_encoder
 from ko_en_clip.evaluation.features import image_embeddings
+from ko_en_clip.evaluation.judging import Outcome, run_suite
 from ko_en_clip.evaluation.labels import LabelSettings
 from ko_en_clip.evaluation.metrics import RECALL_AT
 from ko_en_clip.evaluation.retrieval import pixel_ranks
-from ko_en_clip.evaluation.suites import Outcome, SuiteSettings, load_suite, run_suite
+from ko_en_clip.evaluation.suites import SuiteSettings, load_suite
 from ko_en_clip.evaluation.zero_shot import class_embeddings
 from ko_en_clip.settings_files import packaged
 
@@ -372,7 +373,7 @@ def test_bad_field_in_a_suite_is_named(change: dict[str, Any], named: str, tmp_p
 
 
 def test_absent_suite_is_refused_with_those_there_are() -> None:
-    with pytest.raises(FileNotFoundError, match="'colours'.*digits, emoji"):
+    with pytest.raises(FileNotFoundError, match="'colours'.*digits,.* emoji"):
         load_suite("colours")
 
 
@@ -381,7 +382,7 @@ def test_absent_suite_is_refused_with_those_there_are() -> None:
     [
         ([], {}, "tasks is empty"),
         (["zero_shot_classification"], {"group": None}, "neither labels nor data.group"),
-        (["text_retrieval"], {"group": None}, "neither labels nor data.group"),
+        (["bilingual"], {"group": None}, "neither labels nor data.group"),
         (["pixel_baseline"], {}, "pixel_baseline and has no gallery"),
     ],
 )

@@ -24,9 +24,10 @@ from ko_en_clip.data.loading import LoadingSettings
 from ko_en_clip.data.pairs import DataSettings, open_pairs
 from ko_en_clip.evaluation.embeddings import open_encoder
 from ko_en_clip.evaluation.held_out import held_out_suites
+from ko_en_clip.evaluation.judging import run_suite
 from ko_en_clip.evaluation.report import ACCENT, Curve, line_chart, loss_curves
 from ko_en_clip.evaluation.run_report import running_mean, series_of, thinned, write_run_report
-from ko_en_clip.evaluation.suites import load_suite, run_suite
+from ko_en_clip.evaluation.suites import load_suite
 from ko_en_clip.losses_ko_en_clip import contrastive_loss
 from ko_en_clip.manifests import verify_manifest
 from ko_en_clip.training.contrastive import train_contrastive

@@ -13,8 +13,9 @@ from sklearn.metrics import average_precision_score
 
 from ko_en_clip.data.pairs import open_pairs
 from ko_en_clip.evaluation.embeddings import Encoder, open_encoder
+from ko_en_clip.evaluation.judging import Outcome, run_suite
 from ko_en_clip.evaluation.metrics import RECALL_AT, ranks
-from ko_en_clip.evaluation.suites import Outcome, SuiteSettings, load_suite, run_suite
+from ko_en_clip.evaluation.suites import SuiteSettings, load_suite
 
 Scores = dict[str, np.ndarray]
 """By metric, one number an item, in an order that every run of the data set shares; their mean is the figure."""

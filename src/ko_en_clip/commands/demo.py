@@ -12,9 +12,10 @@ from ..data.digits import CAPTIONS, english_captions, korean_captions, unseen_pa
 from ..data.pairs import DataSettings, PairSet, open_pairs
 from ..data.texts import TextSource
 from ..evaluation.embeddings import TransformersEncoder
+from ..evaluation.judging import Outcome, run_suite
 from ..evaluation.metrics import Result
 from ..evaluation.report import guessing_loss, loss_curves, matrix_cells, picture_uri, render
-from ..evaluation.suites import Outcome, load_suite, run_suite
+from ..evaluation.suites import load_suite
 from ..manifests import write_text
 from ..settings_files import find_settings_file, load_settings
 from ..tokenizer_training import TokenizerSettings

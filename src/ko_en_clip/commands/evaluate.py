@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from ..evaluation.embeddings import open_encoder
 from ..evaluation.features import FeatureCache
+from ..evaluation.judging import Outcome, run_suite
 from ..evaluation.metrics import SCHEMA_VERSION, Result
-from ..evaluation.suites import Outcome, SuiteSettings, load_suite, run_suite
+from ..evaluation.suites import SuiteSettings, load_suite
 from ..manifests import write_text
 
 
@@ -44,6 +46,8 @@ def run(settings: EvaluateSettings) -> None:
     """
     if settings.output_dir is None and not Path(settings.model).is_dir():
         raise ValueError(f"model is {settings.model!r}, not a folder here; set output_dir for results.json.")
+    # Without being told, Accelerate takes processes on a machine with CPUs alone for unrelated ones.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     suites = [load_suite(name, settings.override) for name in settings.suites]
     names = [suite.name for suite in suites]
     if len(set(names)) < len(names):
@@ -51,7 +55,7 @@ def run(settings: EvaluateSettings) -> None:
     folder = Path(settings.output_dir or settings.model)
     folder.mkdir(parents=True, exist_ok=True)
     found = {model: evaluate(model, suites, folder / "features") for model in [settings.model, *settings.peers]}
-    if PartialState().is_main_process:
+    if state.is_main_process:
         write_results(folder / "results.json", found)
         print(table({model: results_of(outcomes) for model, outcomes in found.items()}))
         for model, outcomes in found.items():

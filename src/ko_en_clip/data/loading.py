@@ -12,6 +12,7 @@ import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import fsspec.asyn
@@ -106,9 +107,7 @@ class BatchLoader:
             others = multiprocessing.active_children()
             self._iterator = iter(self._batches)
             for worker in set(multiprocessing.active_children()).difference(others):
-                # A process that leaves with a loader open, as after an error, would tell its workers to end by the
-                # signal that they do not heed, and wait for them.
-                atexit.register(worker.kill)
+                atexit.register(_end_at_exit, worker)
         batch = next(self._iterator)
         self._step += 1
         return batch
@@ -264,6 +263,16 @@ def _check_state(state: Mapping[str, Any] | None, made_with: Mapping[str, Any]) 
             f"the run to go on from read its data otherwise, so rows would come twice or never ({told}); go on with "
             "what it had, or start a new run from its model."
         )
+
+
+def _end_at_exit(worker: BaseProcess) -> None:
+    """End a worker of a process that leaves with its loader open, as after an error.
+
+    It would be told to by the signal that it does not heed, and waited for.
+    """
+    # The loader takes a worker's death for an error, and there is no one left to tell.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    worker.kill()
 
 
 def init_worker(worker_id: int) -> None:

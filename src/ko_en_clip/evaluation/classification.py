@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 
 from ..data.pairs import PairSet
 from .labels import LabelSettings, Metric
@@ -40,28 +39,26 @@ def labelled_classes(labels: LabelSettings, pairs: PairSet, rows: list[int]) -> 
         ValueError: the column holds a number that has no name, or several in a row where the metric is of one.
     """
     prompts = {language: prompts_for(names, labels.templates[language]) for language, names in labels.names.items()}
-    numbers = labels.numbers
     column = pairs.rows[labels.column]
     cells = [column[row] if isinstance(column[row], list) else [column[row]] for row in rows]
-    place = {number: index for index, number in enumerate(numbers)}
-    unknown = {int(number) for cell in cells for number in cell if int(number) not in place}
-    if unknown:
+    numbers = {int(number) for cell in cells for number in cell}
+    if not numbers <= set(range(labels.num_classes)):
         raise ValueError(
-            f"column {labels.column!r} holds the class numbers {sorted(unknown)[:5]}, and the labels name "
-            f"{len(numbers)} classes, {min(numbers)} to {max(numbers)}."
+            f"column {labels.column!r} holds class numbers from {min(numbers)} to {max(numbers)}, and labels.names "
+            f"has {labels.num_classes} names."
         )
     if labels.metric == "mean_average_precision":
-        targets = torch.zeros(len(rows), len(numbers), dtype=torch.bool)
+        targets = torch.zeros(len(rows), labels.num_classes, dtype=torch.bool)
         for row, cell in enumerate(cells):
-            targets[row, [place[int(number)] for number in cell]] = True
+            targets[row, [int(number) for number in cell]] = True
     elif all(len(cell) == 1 for cell in cells):
-        targets = torch.tensor([place[int(cell[0])] for cell in cells])
+        targets = torch.tensor([int(cell[0]) for cell in cells])
     else:
         raise ValueError(
             f"column {labels.column!r} holds rows with no class or several, and labels.metric is {labels.metric}, "
             "which is of one class a row; such sets are judged by mean_average_precision."
         )
-    return Classes(names=[str(number) for number in numbers], prompts=prompts, targets=targets)
+    return Classes(names=[str(number) for number in range(labels.num_classes)], prompts=prompts, targets=targets)
 
 
 def grouped_classes(pairs: PairSet, rows: list[int]) -> Classes:
@@ -112,5 +109,7 @@ def statistic_of(metric: Metric, scores: torch.Tensor, targets: torch.Tensor) ->
 
 
 def _area(targets: np.ndarray, margin: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
     # A draw of one class alone has no curve.
     return float(roc_auc_score(targets, margin)) if 0 < targets.mean() < 1 else float("nan")

@@ -32,6 +32,11 @@ class Encoder(Protocol):
             pictures: each uint8, (3, height, width); one at least.
         """
 
+    def features(self, pictures: Iterable[torch.Tensor]) -> torch.Tensor:
+        """What the vision tower gives before its projection, not normalised, float32 on the CPU: what probes learn
+        from (Radford et al. 2021, appendix A.3). Of a model without a projection, the embeddings.
+        """
+
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings of texts, float32 on the CPU, (texts, dimensions); one text at least."""
 
@@ -83,6 +88,16 @@ class TransformersEncoder:
         """As `Encoder.images`."""
         return torch.cat([self._images(batch) for batch in _batches(pictures)])
 
+    def features(self, pictures: Iterable[torch.Tensor]) -> torch.Tensor:
+        """As `Encoder.features`."""
+        projection = getattr(self.model, "visual_projection", None)
+        if projection is None:
+            return self.images(pictures)
+        seen: list[torch.Tensor] = []
+        with projection.register_forward_pre_hook(lambda module, given: seen.append(given[0].float().cpu())):
+            self.images(pictures)
+        return torch.cat(seen)
+
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """As `Encoder.texts`."""
@@ -126,6 +141,10 @@ class SentenceTransformersEncoder:
         """As `Encoder.images`."""
         opened = (Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures)
         return torch.cat([self._encoded(batch) for batch in _batches(opened)])
+
+    def features(self, pictures: Iterable[torch.Tensor]) -> torch.Tensor:
+        """As `Encoder.features`: the embeddings."""
+        return self.images(pictures)
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """As `Encoder.texts`."""

@@ -60,14 +60,20 @@ class FeatureCache:
 
 
 def image_embeddings(
-    encoder: Encoder, pairs: PairSet, max_bad_image_share: float, cache: FeatureCache | None = None
+    encoder: Encoder,
+    pairs: PairSet,
+    max_bad_image_share: float,
+    cache: FeatureCache | None = None,
+    *,
+    before_projection: bool = False,
 ) -> tuple[torch.Tensor, list[int], list[UnreadablePictureError]]:
-    """Embeddings of the pictures that decode, their rows, and those that do not.
+    """Embeddings of the pictures that decode, or features before the projection; their rows; and those that do not.
 
     Raises:
         ValueError: more pictures than the share given do not decode, or none does.
     """
     allowed = max_bad_image_share * len(pairs)
+    embed = encoder.features if before_projection else encoder.images
     with tqdm(total=len(pairs), desc="pictures", unit="picture", leave=False) as progress:
 
         def make(rows: range) -> Part:
@@ -87,10 +93,10 @@ def image_embeddings(
                     yield picture
 
             pictures = _first_ahead(readable())
-            embeds = encoder.images(pictures) if pictures is not None else torch.empty(0, 0)
+            embeds = embed(pictures) if pictures is not None else torch.empty(0, 0)
             return Part(embeds, decoded, unreadable)
 
-        parts = _parts("pictures", pairs.fingerprint(), len(pairs), make, cache)
+        parts = _parts("features" if before_projection else "pictures", pairs.fingerprint(), len(pairs), make, cache)
     unreadable = [error for part in parts for error in part.unreadable]
     _check_share(unreadable, allowed, len(pairs))
     found = [part.embeds for part in parts if len(part.embeds)]

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .embeddings import TransformersEncoder
+from .judging import run_suite
 from .metrics import Result
-from .suites import SuiteSettings, Task, load_suite, run_suite
+from .suites import SuiteSettings, Task, load_suite
 
 
 def held_out_suites(names: Sequence[str]) -> list[SuiteSettings]:

@@ -12,7 +12,7 @@ class LabelSettings:
     """Classes by label and template."""
 
     column: str
-    """Column of class numbers; of lists of them where a picture may be several things."""
+    """Column of class numbers, from 0; of lists of them where a picture may be several things."""
     names: dict[str, list[str]] = field(default_factory=dict)
     """Class names by language, in the order of the numbers."""
     templates: dict[str, list[str]] = field(default_factory=dict)
@@ -24,7 +24,8 @@ class LabelSettings:
     like: str | None = None
     """Packaged suite whose names and templates these are, instead of names and templates."""
     classes: list[int] = field(default_factory=list)
-    """With `like`: those of its class numbers that are asked for; empty for all."""
+    """With `like`: numbers there of the classes that are asked for, in the order of the numbers of the column; empty
+    for all."""
 
     def __post_init__(self) -> None:
         if self.like is not None:
@@ -40,18 +41,15 @@ class LabelSettings:
         if len(set(counts.values())) > 1:
             raise ValueError(f"labels.names has another number of classes in each language: {counts}.")
         num_classes = next(iter(counts.values()))
-        if self.classes and len(self.classes) != num_classes:
-            raise ValueError(
-                f"labels.classes has {len(self.classes)} numbers and labels.names {num_classes} names; classes goes "
-                "with labels.like alone."
-            )
+        if self.classes:
+            raise ValueError("labels.classes chooses among the classes of labels.like, and labels.like is not set.")
         if self.metric == "roc_auc" and num_classes != 2:
             raise ValueError(f"labels.metric is roc_auc, which is of two classes, and there are {num_classes}.")
 
     @property
-    def numbers(self) -> list[int]:
-        """What the column calls the classes, in the order of the names."""
-        return self.classes or list(range(len(next(iter(self.names.values())))))
+    def num_classes(self) -> int:
+        """How many there are."""
+        return len(next(iter(self.names.values())))
 
     def resolved(self, other: "LabelSettings") -> "LabelSettings":
         """With the names and templates of the labels that these are like.
@@ -59,12 +57,11 @@ class LabelSettings:
         Raises:
             ValueError: a class is asked for that the other has no name for.
         """
-        known = other.numbers
-        chosen = self.classes or known
-        unknown = sorted(set(chosen) - set(known))
+        chosen = self.classes or list(range(other.num_classes))
+        unknown = [number for number in chosen if not 0 <= number < other.num_classes]
         if unknown:
-            raise ValueError(f"labels.classes has {unknown[:5]}, and {self.like} has classes 0 to {max(known)}.")
-        names = {
-            language: [texts[known.index(number)] for number in chosen] for language, texts in other.names.items()
-        }
-        return dataclasses.replace(self, names=names, templates=other.templates, like=None, classes=chosen)
+            raise ValueError(
+                f"labels.classes has {unknown[:5]}, and {self.like} has classes 0 to {other.num_classes - 1}."
+            )
+        names = {language: [texts[number] for number in chosen] for language, texts in other.names.items()}
+        return dataclasses.replace(self, names=names, templates=other.templates, like=None, classes=[])

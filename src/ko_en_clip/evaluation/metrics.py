@@ -111,50 +111,6 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
     return float(np.mean([max(precision[found * 10 >= level * total]) for level in range(11)]))
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0, draws: int = _DRAWS
-) -> tuple[float, float, float]:
-    """A statistic of all items, and the ends of its 95 % percentile bootstrap interval.
-
-    Args:
-        statistic: a figure of the items with these indices, int64, (n,); an index may come more than once.
-        n: items.
-        seed: of the draws; statistics of the same items with the same seed are drawn alike.
-        draws: how many times n items are drawn with replacement.
-
-    Raises:
-        ValueError: there is no item.
-    """
-    if n == 0:
-        raise ValueError("there is nothing to measure: no item is left.")
-    rng = np.random.default_rng(seed)
-    drawn = np.array([statistic(rng.integers(n, size=n)) for _ in range(draws)])
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(statistic(np.arange(n))), float(low), float(high)
-
-
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0, draws: int = 1000
-) -> tuple[float, float, float]:
-    """A statistic of n items, and the ends of its 95 % percentile bootstrap interval.
-
-    Args:
-        statistic: its value on the items of the numbers given, int64, (n,); a number may come several times.
-        n: items.
-        seed: of the draws.
-        draws: of n items each, with replacement.
-
-    Raises:
-        ValueError: there is no item.
-    """
-    if n == 0:
-        raise ValueError("there is nothing to measure: no item is left.")
-    rng = np.random.default_rng(seed)
-    values = [statistic(rng.integers(n, size=n)) for _ in range(draws)]
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(statistic(np.arange(n))), float(low), float(high)
-
-
 def ranks(similarity: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
     """Rank, from 1, of the best relevant item of each query.
 
