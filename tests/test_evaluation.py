@@ -1,5 +1,6 @@
 """Suites with known answers: an encoder that knows what it should say, and data with known mistakes."""
 
+import dataclasses
 import io
 import json
 import math
@@ -434,3 +435,138 @@ def test_labels_that_do_not_match_are_refused(names: Any, templates: Any, messag
     LabelSettings(column="label", names={"ko": ["개"]}, templates={"ko": ["{}"]})
     with pytest.raises(ValueError, match=message):
         LabelSettings(column="label", names=names, templates=templates)
+
+
+# Text alone, both languages together, probes
+
+
+def test_texts_alone_are_found_by_those_of_the_same_row(tmp_path):
+    """By hand: 하나 and 둘 are taken for each other; 셋 and 세 개 are of one English text, and both answer it."""
+    rows = [("하나", "one"), ("둘", "two"), ("셋", "three"), ("세 개", "three")]
+    (tmp_path / "texts.tsv").write_text("".join(f"{ko}\t{en}\n" for ko, en in [("ko", "en"), *rows]), encoding="utf-8")
+    data = DataSettings(path=str(tmp_path / "texts.tsv"), image=None, captions={"ko": "ko", "en": "en"})
+    directions = {"하나": GREEN, "둘": RED, "셋": BLUE, "세 개": BLUE, "one": RED, "two": GREEN, "three": BLUE}
+    found = values(run_suite(KnowingEncoder(directions), SuiteSettings(name="t", data=data, tasks=["text_retrieval"])))
+    assert found["ko-en", "all", "recall@1"] == found["en-ko", "all", "recall@1"] == 0.5
+    assert found["ko-en", "all", "recall@5"] == 1
+    with pytest.raises(ValueError, match="has no pictures, so that text_retrieval alone"):
+        SuiteSettings(name="t", data=data, tasks=["retrieval"])
+
+
+COLOUR_LABELS = LabelSettings(
+    column="label",
+    names={"ko": list(KOREAN.values()), "en": list(COLOURS)},
+    templates={"ko": ["{} 사진", "{}{을/를} 찍은 사진"], "en": ["a {} photo"]},
+)
+
+
+class SpellingEncoder(KnowingEncoder):
+    """Knows a colour where it is spelt rightly, and takes every other text for blue."""
+
+    def __init__(self, known):
+        super().__init__({})
+        self.known = known
+
+    def texts(self, texts):
+        found = [next((self.known[name] for name in self.known if name in text), BLUE) for text in texts]
+        return torch.nn.functional.normalize(torch.tensor(found), dim=1)
+
+
+def test_both_languages_are_set_against_each_other(tmp_path):
+    """By hand: of red, red, green and blue, Korean takes green for red; what is spelt otherwise is told to be blue."""
+    path = written(tmp_path, ["red", "red", "green", "blue"])
+    known = {"빨강": RED, "초록": (0.0, -1.0, 0.0), "red": RED, "green": GREEN}
+    judged = suite(path, "bilingual", "zero_shot_classification", labels=COLOUR_LABELS)
+    found = values(run_suite(SpellingEncoder(known), judged))
+    assert found["ko", "all", "accuracy"] == 0.75
+    assert found["en", "all", "accuracy"] == 1
+    assert found["ko-en", "all", "gap"] == -0.25
+    assert found["ko-en", "all", "agreement"] == found["ko-en", "all", "both_right"] == 0.75
+    assert found["ko-en", "all", "only_en_right"] == 0.25
+    # NFD is not what the encoder knows: all classes are one, and every picture of the first.
+    assert found["ko", "all", "decomposed_change"] == 0.5 - 0.75
+    # English has nothing to decompose, to space otherwise in Hangul, or to put another particle to.
+    assert not {name for language, _, name in found if language == "en" and name.endswith("_change")} - {
+        "mistyped_change"
+    }
+    # Korean templates around English names know green; the names decide.
+    assert found["ko+en", "all", "gap"] == 0.25 and found["en+ko", "all", "gap"] == -0.25
+    assert found["ko-en", "all", "language_gap"] > 0
+    # The twin: where both say the same there is no gap.
+    same = values(run_suite(SpellingEncoder(known | {"초록": GREEN}), judged))
+    assert same["ko-en", "all", "gap"] == 0 and same["ko-en", "all", "agreement"] == 1
+
+
+class FeatureEncoder(KnowingEncoder):
+    """Its embeddings know nothing of a picture's colour; what comes before its projection does."""
+
+    def images(self, pictures):
+        pixels = torch.stack([picture[:, 4, 4] for picture in pictures])
+        return torch.nn.functional.normalize(torch.randn(len(pixels), 3, generator=torch.Generator().manual_seed(0)))
+
+    def features(self, pictures):
+        return KnowingEncoder.images(self, pictures)
+
+
+def test_probes_learn_from_features_before_the_projection(tmp_path):
+    names = list(COLOURS) * 20
+    train = DataSettings(path=written(tmp_path, names, "train.parquet"))
+    path = written(tmp_path, names[:12])
+    asked = suite(path, "linear_probe", "few_shot", "knn", group=None, labels=COLOUR_LABELS, train=train)
+    outcome = run_suite(FeatureEncoder({}), asked)
+    found = {(result.task, result.slice, result.metric): result.value for result in outcome.results}
+    assert found["linear_probe", "all", "accuracy"] == 1
+    assert [found["few_shot", f"{shots} a class", "accuracy"] for shots in (1, 2, 4, 8, 16)] == [1.0] * 5
+    # The neighbours are those of the embeddings, as ALIGN's are, and those say nothing.
+    assert found["knn", "all", "recall@1"] < 1
+    with pytest.raises(ValueError, match="asks for a probe, and has no labels or no train"):
+        suite(path, "linear_probe", labels=COLOUR_LABELS)
+
+
+def test_features_are_what_the_projection_is_given(tiny_model, tiny_processor):
+    encoder = TransformersEncoder(tiny_model, tiny_processor, torch.device("cpu"))
+    pictures = [torch.full((3, 20, 30), level, dtype=torch.uint8) for level in (0, 120, 255)]
+    features = encoder.features(pictures)
+    with torch.no_grad():
+        projected = tiny_model.visual_projection(features)
+    # 1e-5: float32.
+    assert_close(torch.nn.functional.normalize(projected, dim=1), encoder.images(pictures), rtol=0, atol=1e-5)
+    assert features.shape == (3, tiny_model.config.vision_config.hidden_size) and not features.requires_grad
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("accuracy", 0.75), ("mean_per_class_accuracy", (1 + 0 + 1) / 3)])
+def test_the_metric_of_the_labels_is_what_is_counted(metric, expected, tmp_path):
+    path = written(tmp_path, ["red", "red", "green", "blue"])
+    labels = dataclasses.replace(COLOUR_LABELS, metric=metric)
+    known = {"빨강": RED, "초록": (0.0, -1.0, 0.0), "red": RED, "green": GREEN}
+    outcome = run_suite(SpellingEncoder(known), suite(path, "zero_shot_classification", labels=labels))
+    [korean] = [result for result in outcome.results if result.language == "ko"]
+    assert (korean.metric, korean.value) == (metric, pytest.approx(expected))
+
+
+def test_pictures_of_several_classes_and_of_two(tmp_path):
+    """By hand. Scores of red: 1, 1, 0, 0. Asked for by rows that are red, red and green, green, blue."""
+    path = written(tmp_path, ["red", "red", "green", "blue"], label=[[0], [0, 1], [1], [2]])
+    labels = dataclasses.replace(COLOUR_LABELS, metric="mean_average_precision")
+    known = {"빨강": RED, "초록": GREEN, "red": RED, "green": GREEN}
+    outcome = run_suite(SpellingEncoder(known), suite(path, "zero_shot_classification", labels=labels))
+    # Green: its best picture is of it, the other of its pictures ties with the three that are not green.
+    expected = (1 + (6 * 1 + 5 * 0.5) / 11 + 1) / 3
+    assert outcome.results[0].value == pytest.approx(expected)
+    with pytest.raises(ValueError, match="no class or several, and labels.metric is accuracy"):
+        run_suite(SpellingEncoder(known), suite(path, "zero_shot_classification", labels=COLOUR_LABELS))
+    two = LabelSettings(
+        column="label", names={"en": ["red", "green"]}, templates={"en": ["a {} photo"]}, metric="roc_auc"
+    )
+    path = written(tmp_path, ["red", "green", "green", "blue"], "two.parquet", label=[0, 1, 0, 0])
+    [result] = run_suite(SpellingEncoder(known), suite(path, "zero_shot_classification", labels=two)).results
+    # The green one of class 1 ties with the green one of class 0, and is ahead of two.
+    assert (result.metric, result.value) == ("roc_auc", pytest.approx((1 + 1 + 0.5) / 3))
+
+
+def test_labels_are_like_those_of_another_suite():
+    r, v2, imagenet = (load_suite(name).labels for name in ("imagenet_r", "imagenet_v2", "imagenet"))
+    assert v2.names == imagenet.names and v2.templates == imagenet.templates
+    assert r.num_classes == 200 and r.names["en"][0] == imagenet.names["en"][1] == "goldfish"
+    with pytest.raises(ValueError, match=r"labels.classes has \[1000\], and imagenet has classes 0 to 999"):
+        LabelSettings(column="label", like="imagenet", classes=[3, 1000]).resolved(imagenet)
