@@ -5,6 +5,7 @@ import re
 import runpy
 import statistics
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from ko_en_clip.__main__ import VERBS
 from ko_en_clip.commands.evaluate import table
 from ko_en_clip.commands.train_tokenizer import TrainTokenizerSettings
 from ko_en_clip.evaluation.metrics import Result
+from ko_en_clip.evaluation.suites import Task, load_suite
 from ko_en_clip.settings_files import packaged
 from ko_en_clip.sizes_ko_en_clip import SIZES
 
@@ -149,3 +151,16 @@ def test_a_claim_is_decided_by_both_intervals():
     assert [verdict(sign, above) for sign in (1, -1, 0)] == ["supported", "contradicted", "silent"]
     assert [verdict(sign, below) for sign in (1, -1)] == ["contradicted", "supported"]
     assert verdict(1, {**above, "seeds_low": -0.1}) == verdict(1, {**above, "items_low": -0.1}) == "undecided"
+
+
+def test_the_evaluation_page_names_every_suite_and_task_and_its_own_suite_loads(tmp_path):
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z0-9_]+)`", page))
+    assert set(packaged("evaluation/definitions")) <= named
+    assert set(get_args(Task)) <= named
+    [block] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "pets.yaml").write_text(block, encoding="utf-8")
+    suite = load_suite(str(tmp_path / "pets.yaml"))
+    assert suite.labels.names["ko"] == ["진돗개", "삽살개"] and block.count("\n") <= 10
+    for link in re.findall(r"\]\(([^)]+)\)", page):
+        assert (ROOT / "docs" / link).is_file(), link

@@ -14,6 +14,7 @@ from ..evaluation.embeddings import open_encoder
 from ..evaluation.features import FeatureCache
 from ..evaluation.judging import Outcome, run_suite
 from ..evaluation.metrics import SCHEMA_VERSION, Result
+from ..evaluation.published import Comparison, published_for
 from ..evaluation.suites import SuiteSettings, load_suite
 from ..manifests import write_text
 
@@ -58,9 +59,11 @@ def run(settings: EvaluateSettings) -> None:
     if state.is_main_process:
         write_results(folder / "results.json", found)
         print(table({model: results_of(outcomes) for model, outcomes in found.items()}))
-        for model, outcomes in found.items():
-            for outcome in outcomes:
-                _print_unreadable(model, outcome)
+        beside = published_for(results_of(found[settings.model]))
+        if beside:
+            print(f"\nPublished figures of the same kind, and {settings.model}'s:\n{published_table(beside)}")
+        for outcome in found[settings.model]:
+            _print_unreadable(outcome)
 
 
 def evaluate(model: str, suites: Sequence[SuiteSettings], features: Path) -> list[Outcome]:
@@ -104,7 +107,17 @@ def _document(model: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _print_unreadable(model: str, outcome: Outcome) -> None:
+def published_table(beside: Sequence[Comparison]) -> str:
+    """Published figures beside ours as aligned text, in percent."""
+    rows = [["suite", "language", "slice", "metric", "%", "published", "model", "source"]]
+    for each in beside:
+        told = [each.ours.dataset, each.ours.language, each.ours.slice, each.ours.metric]
+        figures = [f"{100 * each.ours.value:.1f}", f"{100 * each.theirs.value:.1f}"]
+        rows.append([*told, *figures, each.theirs.model, each.theirs.source])
+    return _aligned(rows)
+
+
+def _print_unreadable(outcome: Outcome) -> None:
     if outcome.unreadable:
         print(f"{len(outcome.unreadable)} pictures of {outcome.suite.name} did not decode and were left out:")
         print("\n".join(f"  {error.key}: {error.reason}" for error in outcome.unreadable))
@@ -135,6 +148,10 @@ def table(found: Mapping[str, Sequence[Result]]) -> str:
                 f"{100 * results[key].low:.1f} to {100 * results[key].high:.1f}",
             ]
         rows.append([*row, str(result.n)])
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in (lines[0], "  ".join("-" * width for width in widths), *lines[1:]))
