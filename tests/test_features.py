@@ -76,6 +76,21 @@ def test_another_model_or_other_data_are_not_taken_for_what_is_there(pairs, tmp_
     assert len(found) == 11
 
 
+def test_another_column_of_the_same_file_is_other_data(tmp_path):
+    file = pictures_file(tmp_path, 5)
+    rows = datasets.Dataset.from_parquet(str(file))
+    pictures = [row["image"] for row in rows]
+    rows.add_column("mirrored", pictures[::-1]).to_parquet(tmp_path / "both.parquet")
+    cache = FeatureCache(tmp_path / "features", "a model")
+    found = [
+        image_embeddings(
+            CountingEncoder(), open_pairs(DataSettings(path=str(tmp_path / "both.parquet"), image=name)), 0, cache
+        )
+        for name in ("image", "mirrored")
+    ]
+    assert torch.equal(found[0][0], found[1][0].flip(0)) and not torch.equal(found[0][0], found[1][0])
+
+
 def test_equal_texts_are_embedded_once():
     encoder = CountingEncoder()
     embeds = text_embeddings(encoder, ["a", "bb", "a", "cc", "bb"])

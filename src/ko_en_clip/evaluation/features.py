@@ -96,7 +96,8 @@ def image_embeddings(
             embeds = embed(pictures) if pictures is not None else torch.empty(0, 0)
             return Part(embeds, decoded, unreadable)
 
-        parts = _parts("features" if before_projection else "pictures", pairs.fingerprint(), len(pairs), make, cache)
+        kind = "features" if before_projection else "pictures"
+        parts = _parts(kind, {**pairs.fingerprint(), "image": pairs.settings.image}, len(pairs), make, cache)
     unreadable = [error for part in parts for error in part.unreadable]
     _check_share(unreadable, allowed, len(pairs))
     found = [part.embeds for part in parts if len(part.embeds)]
