@@ -241,7 +241,8 @@ def test_definition_says_where_it_comes_from(name: str) -> None:
     assert "https://" in head or "unverified" in head
     assert ("docs/korean_labels/large.md" in head) == (name in IN_KOREAN)
     definition = read(name)
-    assert definition["name"] == name and definition["tasks"] == ["zero_shot_classification"]
+    assert definition["name"] == name
+    assert definition["tasks"] == ["zero_shot_classification"] + ["bilingual"] * (name in IN_KOREAN)
     assert definition["data"]["path"] in head
     assert definition["data"]["split"] == ("validation" if name in ("imagenet", "food101") else "test")
     assert definition["labels"]["metric"] == METRICS.get(name, "accuracy")

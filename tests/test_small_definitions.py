@@ -148,7 +148,7 @@ def test_settings_are_those_of_a_suite(name: str) -> None:
     # The default of labels.metric is accuracy.
     assert loaded["labels"].keys() == {"column", "names", "templates"}
     probes = ["linear_probe", "few_shot", "knn"] if name == "cifar10" else []
-    assert loaded["tasks"] == ["zero_shot_classification", *probes]
+    assert loaded["tasks"] == ["zero_shot_classification", "bilingual", *probes]
     assert loaded.get("train") == (loaded["data"] | {"split": "train"} if probes else None)
 
 
