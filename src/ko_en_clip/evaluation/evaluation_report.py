@@ -24,7 +24,16 @@ _PICTURE_SIDE = 96
 _COLOURS = (ACCENT, "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d")
 # Published models that charts mark, by the beginning of their names, and the shape of the mark.
 _MARKS = {"KELIP": "D", "CLIP": "^"}
-_LANGUAGES = {"ko": "Korean", "en": "English", "ko-en": "Korean - English", "en-ko": "English - Korean", "-": "none"}
+# Korean first: tables and charts follow this order.
+_LANGUAGES = {
+    "ko": "Korean",
+    "en": "English",
+    "ko-en": "Korean - English",
+    "en-ko": "English - Korean",
+    "ko+en": "Korean with English names",
+    "en+ko": "English with Korean names",
+    "-": "none",
+}
 
 Key = tuple[str, str, str, str, str]
 
@@ -76,7 +85,7 @@ def evaluation_page(found: Mapping[str, Sequence[Outcome]]) -> str:
         tables=[_figure_table(outcome, figures) for outcome in judged if outcome.results],
         charts=_charts(figures, names, comparisons),
         marked=sorted({mark for comparison in comparisons if (mark := _mark_of(comparison))}),
-        published=_published_rows(comparisons),
+        published=_published_groups(comparisons),
         sources=list(_sources(comparisons).items()),
         classifications=[section for outcome in judged for section in _classifications(outcome)],
         unreadable=[_unreadable(outcome) for outcome in judged if outcome.unreadable],
@@ -145,7 +154,7 @@ def _suite_row(outcome: Outcome) -> dict[str, str]:
         "pictures": f"{len(outcome.rows):,}" if has_pictures else "none",
         "left_out": f"{len(outcome.unreadable):,}",
         "classes": f"{len(outcome.class_names):,}" if outcome.class_names else "none",
-        "languages": ", ".join(language_name(language) for language in outcome.suite.languages),
+        "languages": ", ".join(map(language_name, sorted(outcome.suite.languages, key=_place))),
     }
 
 
@@ -154,13 +163,22 @@ def language_name(code: str) -> str:
     return _LANGUAGES.get(code, code)
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def _place(code: str) -> int:
+    """Where a language stands among others; those that the page has no name for come last."""
+    order = list(_LANGUAGES)
+    return order.index(code) if code in order else len(order)
 
 
-def _kind(task: str, part: str, metric: str) -> str:
-    task = "zero-shot classification" if task == "zero_shot_classification" else _words(task)
-    return f"{task}, {_words(metric)}" + (f", {part}" if part != "all" else "")
+def _task(name: str) -> str:
+    return "zero-shot classification" if name == "zero_shot_classification" else name.replace("_", " ")
+
+
+def _metric(name: str, part: str) -> str:
+    return name.replace("_", " ") + (f", {part}" if part != "all" else "")
+
+
+def _kind(result: Result) -> str:
+    return f"{_task(result.task)}, {_metric(result.metric, result.slice)}"
 
 
 def _percent(value: float) -> str:
@@ -168,28 +186,30 @@ def _percent(value: float) -> str:
 
 
 def _figure_table(outcome: Outcome, figures: Sequence[Mapping[Key, Result]]) -> dict[str, Any]:
-    """Figures of a suite by kind, each with a row a language, and the gap where both are there."""
-    kinds: dict[tuple[str, str, str], dict[str, list[Result]]] = {}
+    """Figures of a suite by task and metric, each with a row a language, and the gap where both are there."""
+    metrics: dict[tuple[str, str], dict[str, list[Result]]] = {}
     for result in outcome.results:
         of_models = [found[key_of(result)] for found in figures]
-        kinds.setdefault((result.task, result.slice, result.metric), {})[result.language] = of_models
-    rows = []
-    for (task, part, metric), languages in kinds.items():
-        what = _kind(task, part, metric)
+        metrics.setdefault((result.task, _metric(result.metric, result.slice)), {})[result.language] = of_models
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for (task, what), languages in metrics.items():
+        rows = tasks.setdefault(_task(task), [])
         rows += [
             {
                 "what": what,
                 "language": language_name(language),
-                "n": f"{results[0].n:,}",
-                "cells": [(_percent(r.value), f"{_percent(r.low)} to {_percent(r.high)}") for r in results],
+                "n": f"{languages[language][0].n:,}",
+                "cells": [
+                    (_percent(r.value), f"{_percent(r.low)} to {_percent(r.high)}") for r in languages[language]
+                ],
             }
-            for language, results in languages.items()
+            for language in sorted(languages, key=_place)
         ]
         if {"ko", "en"} <= languages.keys():
             both = zip(languages["ko"], languages["en"], strict=True)
             gaps = [f"{100 * (korean.value - english.value):+.1f}" for korean, english in both]
             rows.append({"what": what, "language": "Korean minus English", "cells": [(gap, "") for gap in gaps]})
-    return {"name": outcome.suite.name, "rows": rows}
+    return {"name": outcome.suite.name, "tasks": tasks}
 
 
 def _mark_of(comparison: Comparison) -> str | None:
@@ -214,10 +234,10 @@ def _charts(
     groups: dict[tuple[str, str], list[Key]] = {}
     for key, result in figures[0].items():
         if _is_drawn(result):
-            groups.setdefault((result.dataset, _kind(result.task, result.slice, result.metric)), []).append(key)
+            groups.setdefault((result.dataset, _kind(result)), []).append(key)
     charts = []
     for (dataset, kind), keys in groups.items():
-        bars = {key: [found[key] for found in figures] for key in keys}
+        bars = {key: [found[key] for found in figures] for key in sorted(keys, key=lambda key: _place(key[2]))}
         said = "; ".join(
             f"{language_name(key[2])}: "
             + ", ".join(f"{name} {_percent(result.value)} %" for name, result in zip(names, results, strict=True))
@@ -232,7 +252,7 @@ def _charts(
 def _bars(bars: Mapping[Key, Sequence[Result]], marks: Mapping[Key, Sequence[tuple[str, float]]]) -> str:
     """Bars of the models by language, from the top down, with intervals and the marks of published figures."""
     num_bars = sum(len(results) for results in bars.values())
-    figure = new_figure(4.8, 0.75 + 0.27 * num_bars + 0.15 * len(bars))
+    figure = new_figure(4.8, 0.75 + 0.27 * num_bars + 0.22 * len(bars))
     axes = figure.add_subplot()
     ticks, top = [], 0.0
     for key, results in bars.items():
@@ -248,11 +268,19 @@ def _bars(bars: Mapping[Key, Sequence[Result]], marks: Mapping[Key, Sequence[tup
                 va="center",
                 fontsize=9,
             )
-        middle = top + (len(results) - 1) / 2
+        # In a line of their own, where they hide no number.
         for mark, value in marks.get(key, ()):
-            axes.plot(value, middle, _MARKS[mark], color=INK, markerfacecolor="#fff", markersize=6, clip_on=False)
-        ticks.append((middle, language_name(key[2])))
-        top += len(results) + 0.6
+            axes.plot(
+                value,
+                top + len(results) - 0.2,
+                _MARKS[mark],
+                color=INK,
+                markerfacecolor="#fff",
+                markersize=6,
+                clip_on=False,
+            )
+        ticks.append((top + (len(results) - 1) / 2, language_name(key[2])))
+        top += len(results) + 0.8
     axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
@@ -270,28 +298,34 @@ def _sources(comparisons: Sequence[Comparison]) -> dict[str, str]:
     return {comparison.theirs.source: comparison.theirs.note for comparison in comparisons}
 
 
-def _published_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+def _published_groups(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Published figures under the figure of ours that they stand beside."""
     numbers = {source: number for number, source in enumerate(_sources(comparisons), start=1)}
+    groups: dict[Key, list[Comparison]] = {}
+    for comparison in comparisons:
+        groups.setdefault(key_of(comparison.ours), []).append(comparison)
     return [
         {
-            "dataset": ours.dataset,
-            "kind": _kind(ours.task, ours.slice, ours.metric),
-            "language": language_name(ours.language),
-            "model": theirs.model,
-            "theirs": _percent(theirs.value),
-            "ours": _percent(ours.value),
-            "difference": f"{100 * comparison.difference:+.1f}",
-            "source": numbers[theirs.source],
+            "what": f"{found[0].ours.dataset}, {_kind(found[0].ours)}, {language_name(found[0].ours.language)}",
+            "rows": [
+                {
+                    "model": comparison.theirs.model,
+                    "theirs": _percent(comparison.theirs.value),
+                    "ours": _percent(comparison.ours.value),
+                    "difference": f"{100 * comparison.difference:+.1f}",
+                    "source": numbers[comparison.theirs.source],
+                }
+                for comparison in found
+            ],
         }
-        for comparison in comparisons
-        for ours, theirs in [(comparison.ours, comparison.theirs)]
+        for found in groups.values()
     ]
 
 
 def _classifications(outcome: Outcome) -> list[dict[str, Any]]:
     """Confusions by language; none where a picture may be several things, which has no one class to be taken for."""
     sections = []
-    for language, scored in outcome.classified.items():
+    for language, scored in sorted(outcome.classified.items(), key=lambda item: _place(item[0])):
         if scored.targets.dtype == torch.bool:
             continue
         labels = outcome.suite.labels
