@@ -34,10 +34,10 @@ from ko_en_clip.evaluation.suites import SuiteSettings
 COLOURS = {"red": (220, 0, 0), "green <&>": (0, 220, 0), "blue": (0, 0, 220)}
 KOREAN = ["빨강", "초록 <b>", "파랑"]
 RED, GREEN, BLUE = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
-# In Korean green is taken for red. Pictures: four red, three green, two blue, and one that does not decode.
+# In Korean green is taken for red. Pictures: one that does not decode, four red, three green, two blue.
 RIGHT = dict(zip([*COLOURS, *KOREAN], [RED, GREEN, BLUE] * 2, strict=True))
 MISTAKEN = RIGHT | {"초록 <b>": (0.0, 0.0, -1.0), "빨강": (0.8, 0.6, 0.0)}
-LABELS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 0]
+LABELS = [0, 0, 0, 0, 0, 1, 1, 1, 2, 2]
 
 
 class KnowingEncoder:
@@ -101,7 +101,7 @@ def suite_of(folder: Path, name: str) -> SuiteSettings:
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), list(COLOURS.values())[label]).save(buffer, "PNG")
         images.append(buffer.getvalue())
-    images[-1] = b"bad <bytes>"
+    images[0] = b"bad <bytes>"
     rows = {"image": images, "label": LABELS, "ko": [KOREAN[label] for label in LABELS]}
     rows["en"] = [list(COLOURS)[label] for label in LABELS]
     datasets.Dataset.from_dict(rows).to_parquet(folder / "colours.parquet")
@@ -229,11 +229,28 @@ def test_wrong_pictures_are_shown_with_what_they_were_taken_for(page: str) -> No
     assert "0.0 % right, 0 of 3" in page and page.count("Every picture was classified rightly.") == 1
 
 
+def test_four_pictures_of_a_class_are_shown_the_furthest_from_right_first(found: dict[str, list[Outcome]]) -> None:
+    outcome = found["models/ours"][0]
+    # The right class has 0, another as much as here; the last is right. Pictures are rows 1 to 9.
+    margins = torch.tensor([0.1, 0.6, 0.3, 0.2, 0.7, -0.5])
+    scores = torch.stack([torch.zeros(6), margins, torch.full((6,), -1.0)], dim=1)
+    far = Classification(positions=torch.arange(6) + 3, scores=scores, targets=torch.zeros(6, dtype=torch.int64))
+    images = Elements(evaluation_page({"ours": [changed(outcome, classified={"en": far})]})).of("img")
+    assert [image["title"] for image in images] == ["row 8", "row 5", "row 6", "row 7"]
+    assert {image["alt"] for image in images} == {"red taken for green <&>"}
+
+
+def test_groups_are_classes_by_their_names(found: dict[str, list[Outcome]]) -> None:
+    outcome = found["models/ours"][0]
+    data = dataclasses.replace(outcome.suite.data, group="en")
+    suite = dataclasses.replace(outcome.suite, labels=None, data=data)
+    shown = evaluation_page({"ours": [changed(outcome, suite=suite, class_names=["가 <i>", "나", "다"])]})
+    assert [row[0] for row in table(shown, "matrix-1")[1:]] == ["가 &lt;i&gt; |4", "나 |3", "다 |2"]
+
+
 def test_many_classes_are_listed_by_their_confusions(found: dict[str, list[Outcome]]) -> None:
     outcome = found["models/ours"][0]
-    labels = dataclasses.replace(
-        LabelSettings(column="label", names={"en": [f"n{n}" for n in range(31)]}, templates={"en": ["{}"]})
-    )
+    labels = LabelSettings(column="label", names={"en": [f"n{n}" for n in range(31)]}, templates={"en": ["{}"]})
     # Picture i is of class 2 (i // 3) and taken for class 30; nine pictures of three classes, so three confusions.
     targets = torch.arange(9) // 3 * 2
     scores = torch.nn.functional.one_hot(torch.full((9,), 30), 31).float()
@@ -316,7 +333,7 @@ def test_the_page_is_one_file_that_fetches_and_runs_nothing(page: str) -> None:
 
 
 def test_pictures_that_were_left_out_are_told(found: dict[str, list[Outcome]], page: str) -> None:
-    assert [row[0] for row in table(page, "unreadable-1")[1:]] == ["row 9"]
+    assert [row[0] for row in table(page, "unreadable-1")[1:]] == ["row 0"]
     assert "1 picture did not decode." in page and table(page, "suites")[1][1:3] == ["9", "1"]
     assert "Pictures that were left out" not in evaluation_page(
         {"ours": [changed(found["models/ours"][0], unreadable=[])]}

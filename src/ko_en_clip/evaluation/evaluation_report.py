@@ -282,7 +282,7 @@ def _bars(bars: Mapping[Key, Sequence[Result]], marks: Mapping[Key, Sequence[tup
         ticks.append((top + (len(results) - 1) / 2, language_name(key[2])))
         top += len(results) + 0.8
     axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
-    axes.invert_yaxis()
+    axes.set_ylim(top - 0.6, -0.6)
     axes.set_xlim(left=0)
     axes.margins(x=0.12)
     axes.locator_params("x", nbins=5)
