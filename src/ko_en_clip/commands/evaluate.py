@@ -1,4 +1,4 @@
-"""`ko-en-clip evaluate`: a model and its peers on suites, to `results.json` and a table."""
+"""`ko-en-clip evaluate`: a model and its peers on suites, to `results.json`, a table and a page."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 
 from ..evaluation.embeddings import open_encoder
+from ..evaluation.evaluation_report import write_evaluation_report
 from ..evaluation.features import FeatureCache
 from ..evaluation.judging import Outcome, run_suite
 from ..evaluation.metrics import SCHEMA_VERSION, Result
@@ -32,7 +33,7 @@ class EvaluateSettings:
     override: list[str] = field(default_factory=list)
     """Fields of every suite to set otherwise, as in data.path=pictures.parquet."""
     output_dir: str | None = None
-    """Where results.json and the features go; the model's folder by default, which must then be a folder."""
+    """Where results.json, evaluation.html and the features go; by default the model, which must then be a folder."""
 
     @property
     def suites(self) -> list[str]:
@@ -41,7 +42,7 @@ class EvaluateSettings:
 
 
 def run(settings: EvaluateSettings) -> None:
-    """Measure, print the table, and write `results.json`.
+    """Measure, print the table, and write `results.json` and `evaluation.html`.
 
     Several processes share the work; one that was interrupted goes on from the features that are there.
     """
@@ -58,12 +59,14 @@ def run(settings: EvaluateSettings) -> None:
     found = {model: evaluate(model, suites, folder / "features") for model in [settings.model, *settings.peers]}
     if state.is_main_process:
         write_results(folder / "results.json", found)
+        write_evaluation_report(folder / "evaluation.html", found)
         print(table({model: results_of(outcomes) for model, outcomes in found.items()}))
         beside = published_for(results_of(found[settings.model]))
         if beside:
             print(f"\nPublished figures of the same kind, and {settings.model}'s:\n{published_table(beside)}")
         for outcome in found[settings.model]:
             _print_unreadable(outcome)
+        print(f"Look at {folder / 'evaluation.html'}")
 
 
 def evaluate(model: str, suites: Sequence[SuiteSettings], features: Path) -> list[Outcome]:
