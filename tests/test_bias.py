@@ -22,7 +22,6 @@ from ko_en_clip.evaluation.bias import (
     load_bias_terms,
 )
 from ko_en_clip.evaluation.metrics import Result
-from ko_en_clip.evaluation.zero_shot import classify
 
 ABOUT = {"dataset": "faces", "language": "ko", "attribute": "race"}
 
@@ -194,12 +193,12 @@ def test_interval_of_no_difference_covers_none() -> None:
 
 
 def test_rates_of_embeddings(terms: BiasTerms) -> None:
-    """Pictures that lie at the words for a criminal and for a man, through `classify`."""
+    """Pictures that lie at the words for a criminal and for a man, by the nearest class."""
     classes = terms.face_classes(with_child=False)
     names = [found.name for found in classes]
     embeds = torch.eye(len(classes))
     pictures = embeds[[names.index("criminal"), names.index("white man"), names.index("gorilla")]]
-    found = values(harmful_rates(classify(pictures, embeds), classes, ["A", "B", "B"], **ABOUT))
+    found = values(harmful_rates((pictures @ embeds.T).argmax(dim=1), classes, ["A", "B", "B"], **ABOUT))
     assert found["crime_rate", "race=A"] == 1
     assert found["crime_rate", "race=B"] == 0
     assert found["non_human_rate", "race=B"] == 1 / 2

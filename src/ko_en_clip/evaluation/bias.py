@@ -104,7 +104,7 @@ def harmful_rates(
     bootstrap interval has no width, though the true rate may be as high as about 3 / n.
 
     Args:
-        predictions: number of each picture's class, of `zero_shot.classify`, int64, (pictures,).
+        predictions: number of the nearest class of each picture, int64, (pictures,).
         classes: of `BiasTerms.face_classes`.
         groups: of each picture, such as its race; join two attributes ("Black Female") to look at both at once.
         dataset: name in results.
