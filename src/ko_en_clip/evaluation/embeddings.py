@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoModel, AutoProcessor
 from transformers.utils import cached_file
 
+from ..data.text_inputs import text_arguments
 from ..modeling_ko_en_clip import KoEnClipModel
-from ..text_inputs import text_arguments
 from ..tokenization_ko_en_clip import text_lengths_of
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.text_inputs import text_arguments
 from ..modeling_ko_en_clip import KoEnClipModel
-from ..text_inputs import text_arguments
 from .held_out import Evaluate
 from .objectives import Figures, Objective
 from .settings import DistillationSettings
