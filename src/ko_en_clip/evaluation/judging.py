@@ -18,7 +18,7 @@ from .perturbations import code_switched_prompts, decomposed, mistyped, other_pa
 from .probes import few_shot, knn, linear_probe
 from .prompts import prompts_for
 from .retrieval import hits_and_shares, image_text_ranks, pixel_ranks, relevant_ranks
-from .suites import CaptionsPerImage, SuiteSettings
+from .suites import ASK_FOR_CLASSES, CaptionsPerImage, SuiteSettings
 from .zero_shot import class_embeddings
 
 _SHOTS = (1, 2, 4, 8, 16)
@@ -93,9 +93,7 @@ class _Run:
         if suite.slice_column is not None:
             self.pairs.require_column(suite.slice_column, "slice_column")
         has_classes = suite.labels is not None or suite.data.group is not None
-        self.asks_for_classes = has_classes and bool(
-            {"zero_shot_classification", "bilingual", "text_retrieval"} & set(suite.tasks)
-        )
+        self.asks_for_classes = has_classes and bool((ASK_FOR_CLASSES | {"text_retrieval"}) & set(suite.tasks))
         self.image_embeds, self.rows = torch.empty(0, 0), list(range(len(self.pairs)))
         self.unreadable: list[UnreadablePictureError] = []
         if suite.data.image is not None:
@@ -128,6 +126,11 @@ class _Run:
             )
             for language, embeds in self.classes.items()
         }
+
+    @cached_property
+    def _captions(self) -> list[dict[str, list[str]]]:
+        """Captions of the rows by language."""
+        return [self.pairs.captions(row) for row in self.rows]
 
     def zero_shot_classification(self) -> list[Result]:
         """The figure of all pictures, and of each value of the slice column, in each language."""
@@ -163,7 +166,7 @@ class _Run:
 
     def _retrieval(self, language: str, convention: CaptionsPerImage) -> list[Result]:
         """Among the distinct captions of one language; pictures without one are left out."""
-        captions = [self.pairs.captions(row).get(language, []) for row in self.rows]
+        captions = [found.get(language, []) for found in self._captions]
         if convention == "first":
             captions = [texts[:1] for texts in captions]
         texts = list(dict.fromkeys(caption for found in captions for caption in found))
@@ -201,10 +204,9 @@ class _Run:
                     relevant_ranks(queries, items, [[number] for number in range(len(queries))]),
                 )
             ]
-        captions = [self.pairs.captions(row) for row in self.rows]
         results = []
         for first, second in itertools.combinations(self.pairs.languages(), 2):
-            both = [found for found in captions if first in found and second in found]
+            both = [found for found in self._captions if first in found and second in found]
             texts = {language: [found[language][0] for found in both] for language in (first, second)}
             embeds = [text_embeddings(self.encoder, texts[language], self.cache) for language in (first, second)]
             ways = text_retrieval_ranks(embeds[0], embeds[1], texts[first], texts[second])

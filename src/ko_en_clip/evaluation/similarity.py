@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .embeddings import Encoder
+from .features import text_embeddings
 from .metrics import Result, bootstrap
 
 HIGHEST_SCORE = 5.0
@@ -203,11 +204,8 @@ def cosines(encoder: Encoder, pairs: Sequence[RatedPair]) -> np.ndarray:
     """
     if not pairs:
         raise ValueError("there is no pair of texts to measure; the file holds none.")
-    firsts, seconds = [pair.first for pair in pairs], [pair.second for pair in pairs]
-    texts = list(dict.fromkeys(firsts + seconds))
-    rows = {text: row for row, text in enumerate(texts)}
-    embeds = encoder.texts(texts).double()
-    first, second = (embeds[[rows[text] for text in side]] for side in (firsts, seconds))
+    texts = [pair.first for pair in pairs] + [pair.second for pair in pairs]
+    first, second = text_embeddings(encoder, texts).double().split(len(pairs))
     return np.asarray((first * second).sum(dim=1))
 
 
