@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .prompts import SLOT
+
 Metric = Literal["accuracy", "mean_per_class_accuracy", "mean_average_precision", "roc_auc"]
 
 
@@ -41,6 +43,10 @@ class LabelSettings:
         if len(set(counts.values())) > 1:
             raise ValueError(f"labels.names has another number of classes in each language: {counts}.")
         num_classes = next(iter(counts.values()))
+        for language, templates in self.templates.items():
+            for template in templates:
+                if not SLOT.search(template):
+                    raise ValueError(f"labels.templates.{language} has {template!r}, which has no {{}} for the name.")
         if self.classes:
             raise ValueError("labels.classes chooses among the classes of labels.like, and labels.like is not set.")
         if self.metric == "roc_auc" and num_classes != 2:

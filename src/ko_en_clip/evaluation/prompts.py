@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from ..data.particles import attach_particle
 
-_SLOT = re.compile(r"\{\}(?:\{(?P<particle>[^{}]+)\})?")
+# Where the label stands in a template, and in braces after it the two forms of a particle.
+SLOT = re.compile(r"\{\}(?:\{(?P<particle>[^{}]+)\})?")
 
 
 def fill_template(template: str, label: str) -> str:
@@ -24,14 +25,14 @@ def fill_template(template: str, label: str) -> str:
         >>> fill_template("a photo of a {}.", "dog")
         'a photo of a dog.'
     """
-    if not _SLOT.search(template):
+    if not SLOT.search(template):
         raise ValueError(f"template {template!r} has no {{}} for the label.")
 
     def fill(match: re.Match[str]) -> str:
         particle = match["particle"]
         return attach_particle(label, particle) if particle else label
 
-    return _SLOT.sub(fill, template)
+    return SLOT.sub(fill, template)
 
 
 def prompts_for(labels: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
