@@ -11,7 +11,17 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import cohen_kappa_score
 from torch.testing import assert_close
 
-from ko_en_clip.evaluation.bilingual import agreement, cloud_gap, draw_gaps, gap, projection, text_retrieval_ranks
+from ko_en_clip.evaluation.bilingual import (
+    ENGLISH,
+    KOREAN,
+    PICTURES,
+    agreement,
+    cloud_gap,
+    draw_gaps,
+    gap,
+    projection,
+    text_retrieval_ranks,
+)
 from ko_en_clip.evaluation.metrics import bootstrap, measure
 
 
@@ -353,7 +363,7 @@ def test_projection_is_not_mirrored_by_the_order_of_rows() -> None:
 
 def test_drawing_shows_items_lines_and_words() -> None:
     korean, english = clouds(30)
-    svg = draw_gaps(unit(30, 16, seed=9), korean, english)
+    svg = draw_gaps({PICTURES: unit(30, 16, seed=9), KOREAN: korean, ENGLISH: english})
     assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
     for words in ("pictures", "Korean texts", "English texts", "a picture and its texts"):
         assert f"<!-- {words} -->" in svg
@@ -367,17 +377,17 @@ def test_drawing_shows_items_lines_and_words() -> None:
     paths = re.findall(r'<path d="([^"]*)"[^>]*style="fill: none; stroke: #1f2430[^"]*stroke-width: 0.7', svg)
     assert sorted(path.count("L") for path in paths) == [2] * 9
     # The twin: few items have few lines, and many are thinned.
-    few = draw_gaps(unit(3, 16), korean[:3], english[:3])
+    few = draw_gaps({PICTURES: unit(3, 16), KOREAN: korean[:3], ENGLISH: english[:3]})
     assert len(re.findall("<use [^>]*fill: #0f766e", few)) == 3 + 3 + 1
     many_korean, many_english = clouds(1000)
-    many = draw_gaps(unit(1000, 16), many_korean, many_english)
+    many = draw_gaps({PICTURES: unit(1000, 16), KOREAN: many_korean, ENGLISH: many_english})
     assert len(re.findall("<use [^>]*fill: #0f766e", many)) == 400 + 8 + 1
 
 
 def test_drawing_needs_matplotlib_and_matching_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     korean, english = clouds(5)
     with pytest.raises(ValueError, match="sizes are"):
-        draw_gaps(korean[:4], korean, english)
+        draw_gaps({PICTURES: korean[:4], KOREAN: korean, ENGLISH: english})
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match=re.escape("ko_en_clip[eval]")):
-        draw_gaps(korean, korean, english)
+        draw_gaps({PICTURES: korean, KOREAN: korean, ENGLISH: english})

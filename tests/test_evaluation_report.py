@@ -18,17 +18,12 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from ko_en_clip.data.pairs import DataSettings
-from ko_en_clip.evaluation.evaluation_report import (
-    CONFUSIONS,
-    confusion_counts,
-    evaluation_page,
-    frequent_confusions,
-    worst_classes,
-    write_evaluation_report,
-)
-from ko_en_clip.evaluation.judging import Classification, Outcome, run_suite
+from ko_en_clip.evaluation.evaluation_report import evaluation_page, write_evaluation_report
+from ko_en_clip.evaluation.judging import Outcome, run_suite
 from ko_en_clip.evaluation.labels import LabelSettings
+from ko_en_clip.evaluation.page.classifications import CONFUSIONS, confusion_counts, frequent_confusions, worst_classes
 from ko_en_clip.evaluation.published import published
+from ko_en_clip.evaluation.suite_run import Classification
 from ko_en_clip.evaluation.suites import SuiteSettings
 
 COLOURS = {"red": (220, 0, 0), "green <&>": (0, 220, 0), "blue": (0, 0, 220)}

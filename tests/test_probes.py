@@ -14,11 +14,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from ko_en_clip.evaluation.metrics import measure
+from ko_en_clip.evaluation.neighbours import knn
 from ko_en_clip.evaluation.probes import (
     LabelsPerClass,
     few_shot,
     few_shot_rows,
-    knn,
     labels_per_class,
     linear_probe,
     search_strength,

@@ -16,7 +16,7 @@ from ..evaluation.features import FeatureCache
 from ..evaluation.judging import Outcome, run_suite
 from ..evaluation.metrics import SCHEMA_VERSION, Result
 from ..evaluation.published import Comparison, published_for
-from ..evaluation.suites import SuiteSettings, load_suite
+from ..evaluation.suites import SuiteSettings, load_suites
 from ..manifests import write_text
 
 
@@ -31,7 +31,8 @@ class EvaluateSettings:
     peers: list[str] = field(default_factory=list)
     """Other models, judged on the same pictures and texts, for the same table."""
     override: list[str] = field(default_factory=list)
-    """Fields of every suite to set otherwise, as in data.path=pictures.parquet."""
+    """Fields of every suite to set otherwise, as in data.split=test, or of one, as in
+    cifar10:data.path=pictures.parquet."""
     output_dir: str | None = None
     """Where results.json, evaluation.html and the features go; by default the model, which must then be a folder."""
 
@@ -50,10 +51,7 @@ def run(settings: EvaluateSettings) -> None:
         raise ValueError(f"model is {settings.model!r}, not a folder here; set output_dir for results.json.")
     # Without being told, Accelerate takes processes on a machine with CPUs alone for unrelated ones.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    suites = [load_suite(name, settings.override) for name in settings.suites]
-    names = [suite.name for suite in suites]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two suites have one name, and their figures would too: {', '.join(names)}.")
+    suites = load_suites(settings.suites, settings.override)
     folder = Path(settings.output_dir or settings.model)
     folder.mkdir(parents=True, exist_ok=True)
     found = {model: evaluate(model, suites, folder / "features") for model in [settings.model, *settings.peers]}

@@ -4,7 +4,7 @@ Training and evaluation read through this one door: it names the columns, checks
 """
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import torch
 
 from ..image_decoding_ko_en_clip import decode
 from .digits import load_digit_pairs
+from .threads import made_ahead
 
 _BUILDERS = {
     ".parquet": "parquet",
@@ -193,6 +194,10 @@ class PairSet:
         """`PairRow.picture` of a row."""
         return self.row(index).picture(mode)
 
+    def pictures(self, indices: Iterable[int]) -> Iterator[tuple[int, torch.Tensor | UnreadablePictureError]]:
+        """Rows and their pictures, or what is wrong with them, in the order asked for; decoded ahead in threads."""
+        return made_ahead(_decoded, map(self.row, indices))
+
     def captions(self, index: int) -> dict[str, list[str]]:
         """`PairRow.captions` of a row."""
         return self.row(index).captions()
@@ -208,6 +213,13 @@ class PairSet:
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the rows in a manifest."""
         return {"path": self.settings.path, "rows": len(self), "fingerprint": self.rows._fingerprint}
+
+
+def _decoded(row: PairRow) -> tuple[int, torch.Tensor | UnreadablePictureError]:
+    try:
+        return row.number, row.picture()
+    except UnreadablePictureError as error:
+        return row.number, error
 
 
 def languages_of(sources: Iterable[DataSettings]) -> list[str]:

@@ -184,40 +184,39 @@ def projection(clouds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return dict(zip(clouds, places.split([len(cloud) for cloud in clouds.values()]), strict=True))
 
 
-def draw_gaps(images: torch.Tensor, korean: torch.Tensor, english: torch.Tensor) -> str:
-    """Pictures and their texts in two languages in the plane of their `projection`, as SVG.
+def draw_gaps(clouds: Mapping[str, torch.Tensor]) -> str:
+    """Pictures and their texts in two languages, or the texts alone, in the plane of their `projection`, as SVG.
 
-    Of more than 400 items 400 are drawn, and of 8 of them lines from the picture to its two texts, evenly spread over
-    the rows.
+    Of more than 400 items 400 are drawn, and of 8 of them lines between what belongs together, evenly spread over the
+    rows.
 
     Args:
-        images: (items, dimensions), two of each at least.
-        korean: of their texts, row by row; the same size.
-        english: likewise.
+        clouds: (items, dimensions) under `KOREAN` and `ENGLISH`, and under `PICTURES` where there are some; two items
+            at least, row by row the same ones.
 
     Raises:
         ModuleNotFoundError: matplotlib is absent.
         ValueError: the sizes differ.
     """
-    for texts in (korean, english):
-        _require_pairs(tuple(images.shape), tuple(texts.shape))
-    return svg_of(_scatter(projection({PICTURES: images, KOREAN: korean, ENGLISH: english})))
+    for cloud in clouds.values():
+        _require_pairs(tuple(clouds[KOREAN].shape), tuple(cloud.shape))
+    return svg_of(_scatter(projection(clouds)))
 
 
 def _scatter(places: Mapping[str, torch.Tensor]) -> Any:
-    """A figure of the three clouds and lines between some matching items, the axes to one scale."""
+    """A figure of the clouds and lines between some matching items, the axes to one scale."""
     figure = new_figure(6.4, 4.6)
     axes = figure.add_subplot()
-    items = len(places[PICTURES])
+    items = len(places[KOREAN])
     joined = _spread(items, _JOINED)
     for number in joined:
-        way = torch.stack([places[name][number] for name in (KOREAN, PICTURES, ENGLISH)])
+        way = torch.stack([places[name][number] for name in (KOREAN, PICTURES, ENGLISH) if name in places])
         axes.plot(*way.T.numpy(), color=INK, linewidth=0.7, alpha=0.6)
     for name, points in places.items():
         axes.scatter(*points[_spread(items, _DRAWN)].T.numpy(), s=14, color=_COLOURS[name], alpha=0.3, linewidths=0)
         ends = {"s": 34, "edgecolors": "white", "linewidths": 0.8, "zorder": 3}
         axes.scatter(*points[joined].T.numpy(), color=_COLOURS[name], label=name, **ends)
-    axes.lines[0].set_label("a picture and its texts")
+    axes.lines[0].set_label("a picture and its texts" if PICTURES in places else "texts of one row")
     axes.set_aspect("equal", adjustable="datalim")
     axes.locator_params(nbins=6)
     axes.set_xlabel("first principal component", color=INK)

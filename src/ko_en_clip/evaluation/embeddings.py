@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoProcessor
 from transformers.utils import cached_file
 
 from ..data.text_inputs import text_arguments
+from ..data.threads import made_ahead
 from ..modeling_ko_en_clip import KoEnClipModel
 from ..tokenization_ko_en_clip import text_lengths_of
 
@@ -32,9 +33,10 @@ class Encoder(Protocol):
             pictures: each uint8, (3, height, width); one at least.
         """
 
-    def features(self, pictures: Iterable[torch.Tensor]) -> torch.Tensor:
-        """What the vision tower gives before its projection, not normalised, float32 on the CPU: what probes learn
-        from (Radford et al. 2021, appendix A.3). Of a model without a projection, the embeddings.
+    def images_and_features(self, pictures: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embeddings of `images`, and what the vision tower gives before its projection, not normalised, float32
+        on the CPU: what probes learn from (Radford et al. 2021, appendix A.3). Of a model without a projection, the
+        embeddings again.
         """
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -86,17 +88,18 @@ class TransformersEncoder:
     @torch.no_grad()
     def images(self, pictures: Iterable[torch.Tensor]) -> torch.Tensor:
         """As `Encoder.images`."""
-        return torch.cat([self._images(batch) for batch in _batches(pictures)])
+        return torch.cat([self._images(batch) for batch in _batches(made_ahead(self._inputs, pictures))])
 
-    def features(self, pictures: Iterable[torch.Tensor]) -> torch.Tensor:
-        """As `Encoder.features`."""
+    def images_and_features(self, pictures: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Encoder.images_and_features`."""
         projection = getattr(self.model, "visual_projection", None)
         if projection is None:
-            return self.images(pictures)
+            embeds = self.images(pictures)
+            return embeds, embeds
         seen: list[torch.Tensor] = []
         with projection.register_forward_pre_hook(lambda module, given: seen.append(given[0].float().cpu())):
-            self.images(pictures)
-        return torch.cat(seen)
+            embeds = self.images(pictures)
+        return embeds, torch.cat(seen)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -107,13 +110,15 @@ class TransformersEncoder:
         """As `Encoder.fingerprint`."""
         return _fingerprint(self.model.state_dict(), [repr(self.model.config), str(self.processor)])
 
-    def _images(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _inputs(self, picture: torch.Tensor) -> Mapping[str, torch.Tensor]:
         # One at a time: a batch of photographs at full size would fill the memory.
-        made = [
-            self.processor(images=picture, input_data_format="channels_first", return_tensors="pt")
-            for picture in batch
-        ]
-        inputs = {name: torch.cat([each[name] for each in made]).to(self.device) for name in made[0]}
+        inputs: Mapping[str, torch.Tensor] = self.processor(
+            images=picture, input_data_format="channels_first", return_tensors="pt"
+        )
+        return inputs
+
+    def _images(self, batch: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+        inputs = {name: torch.cat([each[name] for each in batch]).to(self.device) for name in batch[0]}
         return _normalized(self.model.get_image_features(**inputs).pooler_output)
 
     def _texts(self, batch: Sequence[str]) -> torch.Tensor:
@@ -142,9 +147,10 @@ class SentenceTransformersEncoder:
         opened = (Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures)
         return torch.cat([self._encoded(batch) for batch in _batches(opened)])
 
-    def features(self, pictures: Iterable[torch.Tensor]) -> torch.Tensor:
-        """As `Encoder.features`: the embeddings."""
-        return self.images(pictures)
+    def images_and_features(self, pictures: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Encoder.images_and_features`: the embeddings twice."""
+        embeds = self.images(pictures)
+        return embeds, embeds
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """As `Encoder.texts`."""

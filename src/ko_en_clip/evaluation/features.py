@@ -23,11 +23,25 @@ PART_SIZE = 1024
 
 
 class Part(NamedTuple):
-    """Embeddings of the items of a part that could be read."""
+    """What was made of the items of a part that could be read."""
 
     embeds: torch.Tensor
-    """float32, (items, dimensions)."""
+    """(items, dimensions)."""
+    features: torch.Tensor
+    """float32, (items, dimensions of the tower); (items, 0) where they were not asked for."""
     rows: list[int]
+    unreadable: list[UnreadablePictureError]
+
+
+class PictureFeatures(NamedTuple):
+    """The pictures of a data set, as a model sees them."""
+
+    embeds: torch.Tensor
+    """(pictures that decode, dimensions)."""
+    features: torch.Tensor
+    """As `Encoder.images_and_features`; without columns where they were not asked for."""
+    rows: list[int]
+    """Of the pictures that decode."""
     unreadable: list[UnreadablePictureError]
 
 
@@ -60,20 +74,49 @@ class FeatureCache:
 
 
 def image_embeddings(
-    encoder: Encoder,
-    pairs: PairSet,
-    max_bad_image_share: float,
-    cache: FeatureCache | None = None,
-    *,
-    before_projection: bool = False,
+    encoder: Encoder, pairs: PairSet, max_bad_image_share: float, cache: FeatureCache | None = None
 ) -> tuple[torch.Tensor, list[int], list[UnreadablePictureError]]:
-    """Embeddings of the pictures that decode, or features before the projection; their rows; and those that do not.
+    """Embeddings of the pictures that decode, float32, (pictures, dimensions); their rows; and those that do not.
 
     Raises:
         ValueError: more pictures than the share given do not decode, or none does.
     """
+    made = pictures_made("pictures", lambda some: (encoder.images(some), None), pairs, max_bad_image_share, cache)
+    return made.embeds, made.rows, made.unreadable
+
+
+def image_features(
+    encoder: Encoder, pairs: PairSet, max_bad_image_share: float, cache: FeatureCache | None = None
+) -> PictureFeatures:
+    """Embeddings and the features before the projection, of one pass.
+
+    Raises:
+        ValueError: as `image_embeddings`.
+    """
+    return pictures_made("features", encoder.images_and_features, pairs, max_bad_image_share, cache)
+
+
+def pictures_made(
+    kind: str,
+    make_of: Callable[[Iterable[torch.Tensor]], tuple[torch.Tensor, torch.Tensor | None]],
+    pairs: PairSet,
+    max_bad_image_share: float,
+    cache: FeatureCache | None = None,
+) -> PictureFeatures:
+    """What is made of the pictures that decode.
+
+    Args:
+        kind: what it is, for the cache.
+        make_of: from pictures, each uint8, (3, height, width), and one at least, to `embeds` and, if they are wanted,
+            `features` of `PictureFeatures`.
+        pairs: the data set.
+        max_bad_image_share: share of the pictures that may fail to decode.
+        cache: keeps the parts.
+
+    Raises:
+        ValueError: as `image_embeddings`.
+    """
     allowed = max_bad_image_share * len(pairs)
-    embed = encoder.features if before_projection else encoder.images
     with tqdm(total=len(pairs), desc="pictures", unit="picture", leave=False) as progress:
 
         def make(rows: range) -> Part:
@@ -81,29 +124,31 @@ def image_embeddings(
             unreadable: list[UnreadablePictureError] = []
 
             def readable() -> Iterator[torch.Tensor]:
-                for row in rows:
+                for row, picture in pairs.pictures(rows):
                     progress.update()
-                    try:
-                        picture = pairs.picture(row)
-                    except UnreadablePictureError as error:
-                        unreadable.append(error)
+                    if isinstance(picture, UnreadablePictureError):
+                        unreadable.append(picture)
                         _check_share(unreadable, allowed, len(pairs))
                         continue
                     decoded.append(row)
                     yield picture
 
             pictures = _first_ahead(readable())
-            embeds = embed(pictures) if pictures is not None else torch.empty(0, 0)
-            return Part(embeds, decoded, unreadable)
+            embeds, features = (torch.empty(0, 0), None) if pictures is None else make_of(pictures)
+            return Part(embeds, torch.empty(len(embeds), 0) if features is None else features, decoded, unreadable)
 
-        kind = "features" if before_projection else "pictures"
         parts = _parts(kind, {**pairs.fingerprint(), "image": pairs.settings.image}, len(pairs), make, cache)
     unreadable = [error for part in parts for error in part.unreadable]
     _check_share(unreadable, allowed, len(pairs))
-    found = [part.embeds for part in parts if len(part.embeds)]
+    found = [part for part in parts if len(part.embeds)]
     if not found:
         raise ValueError("there is no picture to embed: none of them decodes.")
-    return torch.cat(found), [row for part in parts for row in part.rows], unreadable
+    return PictureFeatures(
+        torch.cat([part.embeds for part in found]),
+        torch.cat([part.features for part in found]),
+        [row for part in found for row in part.rows],
+        unreadable,
+    )
 
 
 def text_embeddings(encoder: Encoder, texts: Sequence[str], cache: FeatureCache | None = None) -> torch.Tensor:
@@ -120,7 +165,7 @@ def text_embeddings(encoder: Encoder, texts: Sequence[str], cache: FeatureCache 
         def make(numbers: range) -> Part:
             embeds = encoder.texts([distinct[number] for number in numbers])
             progress.update(len(numbers))
-            return Part(embeds, list(numbers), [])
+            return Part(embeds, torch.empty(len(embeds), 0), list(numbers), [])
 
         embeds = torch.cat([part.embeds for part in _parts("texts", distinct, len(distinct), make, cache)])
     place = {text: number for number, text in enumerate(distinct)}
@@ -155,12 +200,14 @@ def _check_share(unreadable: Sequence[UnreadablePictureError], allowed: float, n
 def _write_part(file: Path, part: Part) -> None:
     aside = file.with_name(f"{file.name}.{os.getpid()}.partial")
     unreadable = json.dumps([[error.key, error.reason] for error in part.unreadable])
-    tensors = {"embeds": part.embeds.contiguous(), "rows": torch.tensor(part.rows, dtype=torch.int64)}
-    save_file(tensors, aside, metadata={"unreadable": unreadable})
+    made = {"embeds": part.embeds.contiguous(), "features": part.features.contiguous()}
+    rows = torch.tensor(part.rows, dtype=torch.int64)
+    save_file({**made, "rows": rows}, aside, metadata={"unreadable": unreadable})
     aside.replace(file)
 
 
 def _read_part(file: Path) -> Part:
     with safe_open(file, framework="pt") as opened:
         unreadable = [UnreadablePictureError(*entry) for entry in json.loads(opened.metadata()["unreadable"])]
-        return Part(opened.get_tensor("embeds"), opened.get_tensor("rows").tolist(), unreadable)
+        embeds, features, rows = (opened.get_tensor(name) for name in ("embeds", "features", "rows"))
+        return Part(embeds, features, rows.tolist(), unreadable)

@@ -7,7 +7,7 @@ from typing import Any
 from .embeddings import TransformersEncoder
 from .judging import run_suite
 from .metrics import Result
-from .suites import SuiteSettings, Task, load_suite
+from .suites import SuiteSettings, Task, load_suites
 
 
 def held_out_suites(names: Sequence[str]) -> list[SuiteSettings]:
@@ -17,12 +17,8 @@ def held_out_suites(names: Sequence[str]) -> list[SuiteSettings]:
         FileNotFoundError: there is no such suite.
         ValueError: two suites have one name, or one asks for nothing else.
     """
-    suites = [load_suite(name) for name in names]
-    found = [suite.name for suite in suites]
-    if len(set(found)) < len(found):
-        raise ValueError(f"two suites have one name, and their figures would too: {', '.join(found)}.")
     asked = []
-    for suite in suites:
+    for suite in load_suites(names):
         tasks: list[Task] = [task for task in suite.tasks if task != "pixel_baseline"]
         if not tasks:
             raise ValueError(f"suite {suite.name} asks for pixel_baseline alone, which needs no model.")

@@ -1,21 +1,17 @@
-"""Probes of frozen features: linear, few-shot (Radford et al. 2021) and nearest neighbours (Jia et al. 2021).
-
-The linear and few-shot probes take the features of the picture tower before its projection, as CLIP's do; the nearest
-neighbours take the embeddings after it, as ALIGN's do. Which features are given is the caller's choice.
-"""
+"""Linear and few-shot probes of frozen features, taken before the projection (Radford et al. 2021)."""
 
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .metrics import RECALL_AT
+from .labelled_rows import Rows, check_classes, labelled_rows
 
 # Strengths are numbered in eighths of a decade, from 1e-6 to 1e6: 96 steps. Whole numbers, so that no strength is
 # tried twice for a difference in its last bit.
@@ -28,10 +24,6 @@ _MAX_ITERATIONS = 1000
 _VALIDATION_SHARE = 0.2
 # 1 / 0.316: the published example of CLIP's linear probe (README of openai/CLIP) sets C to 0.316.
 _STRENGTH_OF_ONE_SHOT = 10**0.5
-_NEIGHBOUR_BLOCK = 2048
-# Equal pictures have equal cosines but for the order of summation: in float64 that is at most 1e-13 for 1,000
-# dimensions, and the place of a row in its block may change it.
-_TIE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +50,6 @@ class LabelsPerClass:
     """Whether it is worth as many as `labels`, fewer, or more."""
     labels: float
     """Pictures a class."""
-
-
-class _Rows(NamedTuple):
-    features: np.ndarray
-    labels: np.ndarray
-
-    def part(self, chosen: np.ndarray) -> "_Rows":
-        return _Rows(self.features[chosen], self.labels[chosen])
 
 
 def linear_probe(
@@ -110,15 +94,18 @@ def linear_probe(
         Radford et al. 2021, appendix A.3. Deviations: features are fitted in float64, because float32 may end L-BFGS
         before the minimum; the strength is chosen by accuracy whatever the data set's own metric is.
     """
-    train, test = _rows("training", train_features, train_labels), _rows("test", test_features, test_labels)
-    _check_classes(train, test, "test")
+    train, test = (
+        labelled_rows("training", train_features, train_labels),
+        labelled_rows("test", test_features, test_labels),
+    )
+    check_classes(train, test, "test")
     if validation is None:
         held_out = _held_out(train.labels, seed)
         fitted, judged = train.part(~held_out), train.part(held_out)
     else:
-        fitted, judged = train, _rows("validation", *validation)
-        _check_classes(fitted, judged, "validation")
-        train = _Rows(np.concatenate([fitted.features, judged.features]), np.append(fitted.labels, judged.labels))
+        fitted, judged = train, labelled_rows("validation", *validation)
+        check_classes(fitted, judged, "validation")
+        train = Rows(np.concatenate([fitted.features, judged.features]), np.append(fitted.labels, judged.labels))
     return _probe(train, test, *_searched(fitted, judged))
 
 
@@ -196,11 +183,14 @@ def few_shot(
         Radford et al. 2021, section 3.1.5 (figure 6): 1, 2, 4, 8 and 16 shots on data sets whose classes have 16
         rows at least.
     """
-    train, test = _rows("training", train_features, train_labels), _rows("test", test_features, test_labels)
-    _check_classes(train, test, "test")
-    judged = None if validation is None else _rows("validation", *validation)
+    train, test = (
+        labelled_rows("training", train_features, train_labels),
+        labelled_rows("test", test_features, test_labels),
+    )
+    check_classes(train, test, "test")
+    judged = None if validation is None else labelled_rows("validation", *validation)
     if judged is not None:
-        _check_classes(train, judged, "validation")
+        check_classes(train, judged, "validation")
     _check_shots(train.labels, shots)
     draws = tqdm([(num, seed) for num in shots for seed in seeds], desc="few-shot", unit="probe", leave=False)
     probes: dict[int, list[LinearProbe]] = {num: [] for num in shots}
@@ -270,84 +260,11 @@ def labels_per_class(accuracies: Mapping[float, float], zero_shot: float) -> Lab
     return LabelsPerClass(relation=">", labels=curve[-1][0])
 
 
-def knn(
-    train_features: torch.Tensor | np.ndarray,
-    train_labels: torch.Tensor | np.ndarray,
-    test_features: torch.Tensor | np.ndarray,
-    test_labels: torch.Tensor | np.ndarray,
-    *,
-    k: Sequence[int] = RECALL_AT,
-    block_rows: int = _NEIGHBOUR_BLOCK,
-) -> dict[int, np.ndarray]:
-    """Hits by K: whether one of the K training rows nearest by cosine has the test row's label, bool, (test rows,).
-
-    There is no vote among the neighbours; K = 1 is nearest-neighbour classification. A training row of another label
-    that is as near as the nearest one of the right label counts as nearer, so that neither the order of the rows nor a
-    model that gives everything the same features can win by a tie.
-
-    Args:
-        train_features: (training rows, dimensions), embeddings after the projection; any length, none of them zero.
-        train_labels: class numbers from 0, integers.
-        test_features: (test rows, dimensions).
-        test_labels: class numbers, each of which a training row has.
-        k: numbers of neighbours.
-        block_rows: rows of either set that are compared at once; bounds the memory, and changes nothing else.
-
-    Raises:
-        ValueError: as `linear_probe`; features are all zero; or a K is below 1 or above the number of training rows.
-
-    Reference:
-        Jia et al. 2021, section 6 (ImageNet KNN) and Kakao Brain's COYO-ALIGN, which reports K = 1. Cosines are
-        taken in float64, so that equal pictures tie.
-    """
-    train, test = _rows("training", train_features, train_labels), _rows("test", test_features, test_labels)
-    _check_classes(train, test, "test")
-    if not k or min(k) < 1 or max(k) > len(train.labels):
-        raise ValueError(
-            f"k is {tuple(k)}; give numbers of neighbours between 1 and the {len(train.labels)} training rows."
-        )
-    hits: dict[int, list[np.ndarray]] = {number: [] for number in k}
-    with tqdm(total=len(test.labels), desc="neighbours", unit="row", leave=False) as bar:
-        for queries in _blocks(test, block_rows):
-            right, wrong = _nearest(queries, train, max(k), block_rows)
-            for number in k:
-                # Fewer than K rows of other labels are as near: then the right one is among the K nearest.
-                hits[number].append((wrong[:, number - 1] < right - _TIE).numpy())
-            bar.update(len(queries.labels))
-    return {number: np.concatenate(parts) for number, parts in hits.items()}
-
-
-def _nearest(queries: _Rows, train: _Rows, k: int, block_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine of the nearest row of the right label, (queries,), and of the k nearest others, falling, (queries, k)."""
-    right = torch.full((len(queries.labels),), -math.inf, dtype=torch.float64)
-    wrong = torch.full((len(queries.labels), k), -math.inf, dtype=torch.float64)
-    query_units = _units(queries.features)
-    for rows in _blocks(train, block_rows):
-        similarity = query_units @ _units(rows.features).T
-        same = torch.from_numpy(queries.labels[:, None] == rows.labels[None, :])
-        right = torch.maximum(right, similarity.masked_fill(~same, -math.inf).amax(dim=1))
-        wrong = torch.cat([wrong, similarity.masked_fill(same, -math.inf)], dim=1).topk(k).values
-    return right, wrong
-
-
-def _units(features: np.ndarray) -> torch.Tensor:
-    wide = torch.from_numpy(features.astype(np.float64))
-    lengths = wide.norm(dim=1, keepdim=True)
-    if not lengths.all():
-        raise ValueError("a row of features is all zero, and has no direction to compare; leave such rows out.")
-    return wide / lengths
-
-
-def _blocks(rows: _Rows, size: int) -> Iterable[_Rows]:
-    for start in range(0, len(rows.labels), size):
-        yield _Rows(rows.features[start : start + size], rows.labels[start : start + size])
-
-
 def _strength(step: int) -> float:
     return float(10.0 ** (step / _STEPS_PER_DECADE))
 
 
-def _searched(fitted: _Rows, judged: _Rows) -> tuple[float, dict[float, float]]:
+def _searched(fitted: Rows, judged: Rows) -> tuple[float, dict[float, float]]:
     def accuracy(strength: float) -> float:
         classifier, _ = _fit(fitted, strength)
         return float((classifier.predict(judged.features) == judged.labels).mean())
@@ -355,7 +272,7 @@ def _searched(fitted: _Rows, judged: _Rows) -> tuple[float, dict[float, float]]:
     return search_strength(accuracy)
 
 
-def _probe(train: _Rows, test: _Rows, strength: float, scores: Mapping[float, float]) -> LinearProbe:
+def _probe(train: Rows, test: Rows, strength: float, scores: Mapping[float, float]) -> LinearProbe:
     classifier, converged = _fit(train, strength)
     predictions = classifier.predict(test.features)
     return LinearProbe(
@@ -367,7 +284,7 @@ def _probe(train: _Rows, test: _Rows, strength: float, scores: Mapping[float, fl
     )
 
 
-def _fit(rows: _Rows, strength: float) -> tuple[Any, bool]:
+def _fit(rows: Rows, strength: float) -> tuple[Any, bool]:
     """A fitted LogisticRegression, and whether L-BFGS converged."""
     try:
         from sklearn.exceptions import ConvergenceWarning
@@ -410,46 +327,6 @@ def _places_in_class(labels: np.ndarray, seed: int) -> np.ndarray:
     places = np.empty(len(labels), dtype=np.int64)
     places[order] = np.arange(len(labels)) - np.repeat(starts, counts)
     return places
-
-
-def _rows(name: str, features: torch.Tensor | np.ndarray, labels: torch.Tensor | np.ndarray) -> _Rows:
-    features, labels = np.asarray(features), np.asarray(labels)
-    if features.ndim != 2 or labels.shape != features.shape[:1] or not labels.size:
-        raise ValueError(
-            f"{name} features are {features.shape} and labels {labels.shape}; give (rows, dimensions) and one label a "
-            "row, and one row at least."
-        )
-    finite = np.isfinite(features).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"{name} features are not finite in {(~finite).sum()} of {finite.size} rows, first in row "
-            f"{finite.argmin()}; the model's training has diverged, or it overflows its dtype: embed in float32."
-        )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{name} labels are {labels.dtype}; give class numbers, integers from 0.")
-    if labels.min() < 0:
-        raise ValueError(
-            f"{name} labels are {labels.min()} in row {labels.argmin()}; class numbers count from 0. Leave out rows "
-            "without a label."
-        )
-    return _Rows(features, labels.astype(np.int64))
-
-
-def _check_classes(train: _Rows, other: _Rows, name: str) -> None:
-    if train.features.shape[1] != other.features.shape[1]:
-        raise ValueError(
-            f"training features have {train.features.shape[1]} dimensions and {name} features "
-            f"{other.features.shape[1]}; take both from the same layer of the same model."
-        )
-    classes = np.unique(train.labels)
-    if classes.size < 2:
-        raise ValueError(f"all training rows are of class {classes[0]}; a probe needs rows of two classes at least.")
-    unknown = np.setdiff1d(other.labels, classes)
-    if unknown.size:
-        raise ValueError(
-            f"{name} rows are of class {unknown[0]}, which no training row has; number both alike, and leave out "
-            f"{name} rows of classes that are not trained."
-        )
 
 
 def _check_shots(labels: np.ndarray, shots: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ question 4) are the same operation. Retrieval at scale uses the same top_k.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
@@ -18,6 +19,29 @@ _QUERIES_AT_ONCE = 256
 BLOCK = 65_536
 
 Embeddings = torch.Tensor | np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuerySettings:
+    """A picture of the suite plus or minus a text."""
+
+    row: int
+    """Row of the picture."""
+    text: str
+    """What is added."""
+    weight: float = 2.0
+    """Of the text, the picture's being 1; below zero the text is taken away. 2 is what Jia et al. 2021 found best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredQuery:
+    """A query and the pictures nearest to it."""
+
+    query: QuerySettings
+    picture: int
+    """Position of its picture among the readable ones of the suite."""
+    found: list[int]
+    """Positions of the pictures, the nearest first."""
 
 
 class TopK(NamedTuple):

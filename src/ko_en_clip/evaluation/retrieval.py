@@ -1,6 +1,8 @@
 """Retrieval between pictures and texts, and the baseline of raw pixels."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -8,9 +10,62 @@ from tqdm import tqdm
 from ..data.pairs import PairSet, UnreadablePictureError
 from ..image_processing_ko_en_clip import KoEnClipImageProcessor
 from .metrics import ranks
+from .queries import search
 
 _PIXEL_SIDE = 24
+_SHOWN, _SHOWN_ITEMS = 3, 5
 NOT_FOUND = torch.iinfo(torch.int64).max
+
+
+class Retrieved(NamedTuple):
+    """A query and the items that were found for it."""
+
+    query: int
+    """Its number."""
+    found: list[int]
+    """Numbers of the items, best first."""
+    right: list[bool]
+    """Whether each answers the query."""
+    rank: int
+    """Rank of the best answer, from 1; `NOT_FOUND` where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievedExamples:
+    """What retrieval in a language found for a few queries each way."""
+
+    language: str
+    texts: list[str]
+    pictures: list[int]
+    """Positions of the pictures among the readable ones of the suite."""
+    by_text: list[Retrieved]
+    """Queries are numbers of texts, items numbers of pictures."""
+    by_picture: list[Retrieved]
+    """The other way."""
+
+
+def examples(
+    queries: torch.Tensor, items: torch.Tensor, relevant: Sequence[Sequence[int]], ranks_found: torch.Tensor
+) -> list[Retrieved]:
+    """A few queries with the items that were found: three spread evenly over all, then the three of the worst rank.
+
+    The first three show what is usual, whatever it is; none is chosen because it went well.
+
+    Args:
+        queries: (queries, dimensions), one at least.
+        items: (items, dimensions).
+        relevant: numbers of the items that answer each query.
+        ranks_found: of `relevant_ranks`.
+    """
+    best = ranks_found.min(dim=1).values
+    spread = [len(queries) * number // _SHOWN for number in range(_SHOWN)]
+    worst = best.argsort(descending=True, stable=True)[:_SHOWN].tolist()
+    chosen = list(dict.fromkeys([*spread, *worst]))
+    top = search(queries[chosen], items, min(_SHOWN_ITEMS, len(items))).indices.tolist()
+    return [
+        Retrieved(query, found, [item in set(relevant[query]) for item in found], int(best[query]))
+        for query, found in zip(chosen, top, strict=True)
+    ]
 
 
 def relevant_ranks(
@@ -105,12 +160,22 @@ def image_text_ranks(
         text_embeds: one row a distinct text, (texts, dimensions).
         captions: numbers of the texts that describe each picture; every text describes one at least.
     """
-    pictures: list[list[int]] = [[] for _ in range(len(text_embeds))]
+    of_images = relevant_ranks(image_embeds, text_embeds, [list(dict.fromkeys(texts)) for texts in captions])
+    return of_images, relevant_ranks(text_embeds, image_embeds, pictures_of_texts(captions, len(text_embeds)))
+
+
+def pictures_of_texts(captions: Sequence[Sequence[int]], num_texts: int) -> list[list[int]]:
+    """Numbers of the pictures that each text describes.
+
+    Args:
+        captions: numbers of the texts that describe each picture.
+        num_texts: how many texts there are.
+    """
+    pictures: list[dict[int, None]] = [{} for _ in range(num_texts)]
     for picture, texts in enumerate(captions):
         for text in texts:
-            pictures[text].append(picture)
-    of_images = relevant_ranks(image_embeds, text_embeds, [list(dict.fromkeys(texts)) for texts in captions])
-    return of_images, relevant_ranks(text_embeds, image_embeds, [list(dict.fromkeys(found)) for found in pictures])
+            pictures[text][picture] = None
+    return [list(found) for found in pictures]
 
 
 def pixel_ranks(queries: PairSet, gallery: PairSet) -> torch.Tensor:

@@ -4,13 +4,16 @@ A packaged suite is a YAML file in `definitions`; a suite of one's own is such a
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ..data.pairs import DataSettings, languages_of
 from ..settings_files import find_settings_file, load_settings
 from .labels import LabelSettings
+from .queries import QuerySettings
 
 CaptionsPerImage = Literal["all", "first"]
 Task = Literal[
@@ -23,9 +26,10 @@ Task = Literal[
     "knn",
     "pixel_baseline",
 ]
-# Of the tasks, those that ask for classes, and those that learn from labelled pictures.
-ASK_FOR_CLASSES = {"zero_shot_classification", "bilingual"}
+# Of the tasks, those that learn from labelled pictures.
 PROBES = {"linear_probe", "few_shot", "knn"}
+# Those that can do without pictures.
+OF_TEXTS_ALONE = {"text_retrieval", "bilingual"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,8 @@ class SuiteSettings:
     """The data set. Without `labels`, its groups are the classes, and their captions the prompts."""
     tasks: list[Task]
     """What is asked. `text_retrieval` finds texts of one language by those of another, of the same class or, without
-    classes, of the same row; `bilingual` asks how far Korean and English agree, and what slips of spelling cost."""
+    classes, of the same row; `bilingual` asks how far Korean and English agree, and what slips of spelling cost: of
+    zero-shot classes, or, without classes, of what captions find."""
     labels: LabelSettings | None = None
     """Classes, where they are not the data set's groups."""
     slice_column: str | None = None
@@ -50,13 +55,15 @@ class SuiteSettings:
     captions_per_image: list[CaptionsPerImage] = field(default_factory=lambda: ["all"])
     """Which captions of a picture retrieval is asked with, where it has several: all of them, or the first. Figures of
     the two are not comparable; those of the first stand under the slice "first caption"."""
+    queries: list[QuerySettings] = field(default_factory=list)
+    """Pictures plus or minus a text; the page shows what is found."""
     max_bad_image_share: float = 0.01
     """Share of the pictures that may fail to decode before the evaluation stops."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("tasks is empty; ask for one at least.")
-        if ASK_FOR_CLASSES & set(self.tasks) and self.labels is None and self.data.group is None:
+        if "zero_shot_classification" in self.tasks and not self.has_classes:
             raise ValueError(f"suite {self.name} has neither labels nor data.group, so it has no classes.")
         if "bilingual" in self.tasks and not {"ko", "en"} <= set(self.languages):
             raise ValueError(
@@ -68,13 +75,53 @@ class SuiteSettings:
             raise ValueError(f"suite {self.name} asks for pixel_baseline and has no gallery with a group.")
         if "retrieval" in self.tasks and not self.data.captions:
             raise ValueError(f"suite {self.name} asks for retrieval and data.captions names no column.")
-        if self.data.image is None and set(self.tasks) != {"text_retrieval"}:
-            raise ValueError(f"suite {self.name} has no pictures, so that text_retrieval alone can be asked of it.")
+        asks_for_pictures = set(self.tasks) - OF_TEXTS_ALONE
+        if self.data.image is None and (asks_for_pictures or self.queries):
+            asked = ", ".join(sorted(asks_for_pictures)) or "queries"
+            raise ValueError(f"suite {self.name} has no pictures, and asks for {asked}, which needs some.")
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its pictures have classes: labels, or groups."""
+        return self.labels is not None or self.data.group is not None
 
     @property
     def languages(self) -> list[str]:
         """Languages of the labels, or of the captions."""
         return languages_of([self.data]) if self.labels is None else list(self.labels.names)
+
+
+def load_suites(names: Sequence[str], overrides: Sequence[str] = ()) -> list[SuiteSettings]:
+    """Packaged suites, or suites from YAML files.
+
+    Args:
+        names: packaged suites or paths, each once.
+        overrides: fields to set otherwise, of all of them, as in `data.split=test`, or of one, as in
+            `cifar10:data.path=pictures.parquet`; before the colon stands a packaged suite's name or that of a file,
+            without its ending.
+
+    Raises:
+        FileNotFoundError: there is no such suite.
+        ValueError: a file has a field of the wrong name or type, two suites have one name, or an override is of a
+            suite that was not asked for.
+    """
+    known = {Path(name).stem for name in names}
+    shared, of_one = [], []
+    for override in overrides:
+        found = re.match(r"([^:=]+):(?=[\w.]+=)", override)
+        if found and found[1] not in known:
+            raise ValueError(
+                f"override {override!r} is of suite {found[1]!r}; asked for are {', '.join(sorted(known))}."
+            )
+        if found:
+            of_one.append((found[1], override[found.end() :]))
+        else:
+            shared.append(override)
+    suites = [load_suite(name, [*shared, *(own for stem, own in of_one if stem == Path(name).stem)]) for name in names]
+    found_names = [suite.name for suite in suites]
+    if len(set(found_names)) < len(found_names):
+        raise ValueError(f"two suites have one name, and their figures would too: {', '.join(found_names)}.")
+    return suites
 
 
 def load_suite(name: str, overrides: Sequence[str] = ()) -> SuiteSettings:
