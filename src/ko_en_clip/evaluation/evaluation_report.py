@@ -1,4 +1,4 @@
-"""The page of an evaluation: its figures beside published ones, and what was taken for what, as one HTML file."""
+"""The page of an evaluation as one HTML file: figures beside published ones, what was taken for what, and found."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +8,8 @@ from ..manifests import write_text
 from .judging import Outcome
 from .page.classifications import classifications_of
 from .page.figures import COLOURS, charts_of, figure_table, mark_of, published_groups, sources_of
+from .page.gaps import gaps_of
+from .page.retrieved import answers_of, retrieved_of
 from .page.words import key_of, language_name, place_of
 from .published import published_for
 from .report import render
@@ -23,7 +25,7 @@ def write_evaluation_report(file: Path, found: Mapping[str, Sequence[Outcome]]) 
 def evaluation_page(found: Mapping[str, Sequence[Outcome]]) -> str:
     """The page: one file, with nothing to fetch and nothing to run.
 
-    The data sets are opened again for the pictures that were classified wrongly.
+    The data sets are opened again for the pictures that are shown.
 
     Args:
         found: outcomes by model, all of the same suites; the first model is the one that is judged.
@@ -55,6 +57,9 @@ def evaluation_page(found: Mapping[str, Sequence[Outcome]]) -> str:
         published=published_groups(comparisons),
         sources=list(sources_of(comparisons).items()),
         classifications=[section for outcome in judged for section in classifications_of(outcome)],
+        retrieved=[section for outcome in judged for section in retrieved_of(outcome)],
+        answers=[answers for outcome in judged if (answers := answers_of(outcome))],
+        gaps=[gap for outcome in judged if (gap := gaps_of(outcome))],
         unreadable=[_unreadable(outcome) for outcome in judged if outcome.unreadable],
         footer="Intervals are 95 % percentile bootstrap intervals over the items. Everything was computed from the "
         "embeddings of this evaluation but for the published figures.",
