@@ -67,3 +67,12 @@ held_out: [{name: pair, data: {path: held_out.tsv, captions: {ko: ko, en: en}}}]
     # The last is CLIP's own, so its ratio to itself is 1; a vocabulary without merges has one token a letter.
     assert rows[-1]["speed"] == 1.0
     assert rows[-1]["en"]["tokens_per_character"] == 1.0 > by_name["ours as published"]["en"]["tokens_per_character"]
+
+
+def test_retrieval_at_scale_prints_memory_and_ratios_for_every_size() -> None:
+    command = [sys.executable, str(BENCHMARKS / "retrieval_at_scale.py"), "--items", "200", "400", "--queries", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if "MiB" in line]
+    assert [line.split()[:2] for line in lines] == [["20", "200"], ["20", "400"]]
+    assert all(len(re.findall(r"MiB +\d+\.\d+x", line)) >= 2 for line in lines)

@@ -59,8 +59,8 @@ class FeatureCache:
     folder: Path
     model: str
 
-    def parts(self, kind: str, data: object, ranges: Sequence[range], make: Callable[[range], Part]) -> list[Part]:
-        """All parts in order; those that are not on disk are made."""
+    def parts(self, kind: str, data: object, ranges: Sequence[range], make: Callable[[range], Part]) -> Iterator[Part]:
+        """All parts in order, read one by one; those that are not on disk are made first."""
         key = json.dumps([self.model, data, PART_SIZE], ensure_ascii=False, sort_keys=True)
         folder = self.folder / f"{kind}-{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ class FeatureCache:
             if not file.is_file():
                 _write_part(file, make(rows))
         state.wait_for_everyone()
-        return [_read_part(file) for file in files]
+        yield from map(_read_part, files)
 
 
 def image_embeddings(
@@ -138,17 +138,11 @@ def pictures_made(
             return Part(embeds, torch.empty(len(embeds), 0) if features is None else features, decoded, unreadable)
 
         parts = _parts(kind, {**pairs.fingerprint(), "image": pairs.settings.image}, len(pairs), make, cache)
-    unreadable = [error for part in parts for error in part.unreadable]
-    _check_share(unreadable, allowed, len(pairs))
-    found = [part for part in parts if len(part.embeds)]
-    if not found:
+        joined = _joined(parts, len(pairs))
+    _check_share(joined.unreadable, allowed, len(pairs))
+    if not joined.rows:
         raise ValueError("there is no picture to embed: none of them decodes.")
-    return PictureFeatures(
-        torch.cat([part.embeds for part in found]),
-        torch.cat([part.features for part in found]),
-        [row for part in found for row in part.rows],
-        unreadable,
-    )
+    return PictureFeatures(*joined)
 
 
 def text_embeddings(encoder: Encoder, texts: Sequence[str], cache: FeatureCache | None = None) -> torch.Tensor:
@@ -167,18 +161,37 @@ def text_embeddings(encoder: Encoder, texts: Sequence[str], cache: FeatureCache 
             progress.update(len(numbers))
             return Part(embeds, torch.empty(len(embeds), 0), list(numbers), [])
 
-        embeds = torch.cat([part.embeds for part in _parts("texts", distinct, len(distinct), make, cache)])
+        embeds = _joined(_parts("texts", distinct, len(distinct), make, cache), len(distinct)).embeds
+    if len(distinct) == len(texts):
+        return embeds
     place = {text: number for number, text in enumerate(distinct)}
     return embeds[[place[text] for text in texts]]
 
 
 def _parts(
     kind: str, data: object, num_items: int, make: Callable[[range], Part], cache: FeatureCache | None
-) -> list[Part]:
+) -> Iterator[Part]:
     ranges = [range(start, min(start + PART_SIZE, num_items)) for start in range(0, num_items, PART_SIZE)]
     if cache is None:
-        return [make(rows) for rows in ranges]
+        return map(make, ranges)
     return cache.parts(kind, data, ranges, make)
+
+
+def _joined(parts: Iterable[Part], num_items: int) -> Part:
+    """The parts as one, copied into place one by one, so that no embedding is held twice."""
+    embeds = features = torch.empty(0, 0)
+    rows: list[int] = []
+    unreadable: list[UnreadablePictureError] = []
+    for part in parts:
+        if part.rows and not rows:
+            embeds = part.embeds.new_empty(num_items, part.embeds.shape[1])
+            features = part.features.new_empty(num_items, part.features.shape[1])
+        here = slice(len(rows), len(rows) + len(part.rows))
+        if part.rows:
+            embeds[here], features[here] = part.embeds, part.features
+        rows += part.rows
+        unreadable += part.unreadable
+    return Part(embeds[: len(rows)], features[: len(rows)], rows, unreadable)
 
 
 def _first_ahead(pictures: Iterator[torch.Tensor]) -> Iterable[torch.Tensor] | None:

@@ -98,39 +98,44 @@ def relevant_ranks(
     width = max(map(len, relevant), default=0)
     found = torch.full((len(queries), width), NOT_FOUND)
     starts = range(0, len(queries), query_block)
+    # On the GPU where there is one; embeddings stay where they are, but for a block of each.
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     for start in tqdm(starts, desc="queries", unit="block", leave=False, disable=len(starts) == 1):
         block = slice(start, start + query_block)
-        found[block] = _ranks_of_block(queries[block], items, relevant[block], width, item_block)
+        found[block] = _ranks_of_block(queries[block].to(device), items, relevant[block], width, item_block)
     return found
 
 
 def _ranks_of_block(
     queries: torch.Tensor, items: torch.Tensor, relevant: Sequence[Sequence[int]], width: int, item_block: int
 ) -> torch.Tensor:
-    rows = torch.tensor([row for row, numbers in enumerate(relevant) for _ in numbers], dtype=torch.int64)
-    places = torch.tensor([place for numbers in relevant for place in range(len(numbers))], dtype=torch.int64)
-    columns = torch.tensor([number for numbers in relevant for number in numbers], dtype=torch.int64)
+    numbers = [
+        [row for row, numbers in enumerate(relevant) for _ in numbers],
+        [place for numbers in relevant for place in range(len(numbers))],
+        [number for numbers in relevant for number in numbers],
+    ]
+    rows, places, columns = torch.tensor(numbers, dtype=torch.int64, device=queries.device)
     blocks = items.split(item_block)
     scores = queries.new_full((len(queries), width), float("nan"))
     similarity = torch.empty(0)
     for number, block in enumerate(blocks):
-        similarity = queries @ block.T
+        similarity = queries @ block.to(queries.device).T
         here = columns // item_block == number
         scores[rows[here], places[here]] = similarity[rows[here], columns[here] % item_block]
-    ahead = torch.zeros(scores.shape, dtype=torch.int64)
+    ahead = torch.zeros_like(scores, dtype=torch.int64)
     for number, block in enumerate(blocks):
         if len(blocks) > 1:
-            similarity = queries @ block.T
+            similarity = queries @ block.to(queries.device).T
         here = columns // item_block == number
         # Comparisons with NaN are false: answers do not stand before each other here.
         similarity[rows[here], columns[here] % item_block] = float("nan")
         for place in range(width):
             ahead[:, place] += (similarity >= scores[:, place, None]).sum(dim=1)
     for place in range(width):
-        before = torch.arange(width) < place
+        before = torch.arange(width, device=scores.device) < place
         others = (scores > scores[:, place, None]) | (before & (scores == scores[:, place, None]))
         ahead[:, place] += others.sum(dim=1)
-    return (ahead + 1).masked_fill(scores.isnan(), NOT_FOUND)
+    return (ahead + 1).masked_fill(scores.isnan(), NOT_FOUND).cpu()
 
 
 def hits_and_shares(found: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -37,7 +37,8 @@ def _of_language(run: SuiteRun, language: str, convention: CaptionsPerImage) -> 
     texts = list(dict.fromkeys(caption for found in captions for caption in found))
     numbers = {text: number for number, text in enumerate(texts)}
     kept = [position for position, found in enumerate(captions) if found]
-    images, text_embeds = run.image_embeds[kept], text_embeddings(run.encoder, texts, run.cache)
+    images = run.image_embeds if len(kept) == len(captions) else run.image_embeds[kept]
+    text_embeds = text_embeddings(run.encoder, texts, run.cache)
     described_by = [[numbers[text] for text in captions[position]] for position in kept]
     both = image_text_ranks(images, text_embeds, described_by)
     if convention == run.suite.captions_per_image[-1]:
