@@ -24,7 +24,12 @@ def evaluate(folder: Path, output_dir: Path) -> None:
         return embeds
 
     TransformersEncoder.images = counted
-    run(EvaluateSettings(model=str(folder / "model"), suite=str(folder / "dots.yaml"), output_dir=str(output_dir)))
+    try:
+        run(EvaluateSettings(model=str(folder / "model"), suite=str(folder / "dots.yaml"), output_dir=str(output_dir)))
+    except ValueError as error:
+        # Before the launcher ends this process because of the other.
+        (output_dir / f"error{PartialState().process_index}.txt").write_text(str(error), encoding="utf-8")
+        raise
     (output_dir / f"process{PartialState().process_index}.json").write_text(json.dumps(sum(made)), encoding="utf-8")
     if PartialState().num_processes > 1:
         PartialState().destroy_process_group()

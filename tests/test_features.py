@@ -173,6 +173,22 @@ def test_two_processes_find_what_one_does(judged):
     assert [entry["key"] for entry in document["unreadable"]] == ["row 3", "row 17"]
 
 
+def test_a_process_that_fails_ends_the_other_with_its_reason(judged):
+    """Both bad pictures are in parts of the first process."""
+    worker = Path(__file__).with_name("evaluation_worker.py")
+    suite = json.loads((judged / "dots.yaml").read_text(encoding="utf-8"))
+    (judged / "dots.yaml").write_text(json.dumps({**suite, "max_bad_image_share": 0.0}), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(worker)]
+    command += [str(judged), str(judged / "out")]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode != 0
+    told = [(judged / "out" / f"error{rank}.txt").read_text(encoding="utf-8") for rank in range(2)]
+    assert told[0].startswith("1 pictures do not decode, more than the 0 of 30")
+    assert told[1].startswith("another process could not make its share; process 0: 1 pictures do not decode")
+
+
 def test_a_model_stands_beside_its_peers(judged, tiny_config, tiny_processor, capsys):
     torch.manual_seed(1)
     KoEnClipModel(tiny_config).save_pretrained(judged / "peer")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -60,16 +61,29 @@ class FeatureCache:
     model: str
 
     def parts(self, kind: str, data: object, ranges: Sequence[range], make: Callable[[range], Part]) -> Iterator[Part]:
-        """All parts in order, read one by one; those that are not on disk are made first."""
+        """All parts in order, read one by one; those that are not on disk are made first.
+
+        Raises:
+            ValueError: another process failed; its message is in this one's.
+        """
         key = json.dumps([self.model, data, PART_SIZE], ensure_ascii=False, sort_keys=True)
         folder = self.folder / f"{kind}-{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
         folder.mkdir(parents=True, exist_ok=True)
         state = PartialState()
         files = [folder / f"{number:06d}-of-{len(ranges):06d}.safetensors" for number in range(len(ranges))]
-        for file, rows in list(zip(files, ranges, strict=True))[state.process_index :: state.num_processes]:
-            if not file.is_file():
-                _write_part(file, make(rows))
-        state.wait_for_everyone()
+        failed: Exception | None = None
+        try:
+            for file, rows in list(zip(files, ranges, strict=True))[state.process_index :: state.num_processes]:
+                if not file.is_file():
+                    _write_part(file, make(rows))
+        except Exception as error:
+            failed = error
+        # All wait for each other here, and a process that could go on must not wait for one that cannot.
+        told = gather_object([None if failed is None else f"process {state.process_index}: {failed}"])
+        if failed is not None:
+            raise failed
+        if any(told):
+            raise ValueError(f"another process could not make its share; {next(filter(None, told))}")
         yield from map(_read_part, files)
 
 
