@@ -381,7 +381,9 @@ def test_a_suite_by_hand(tmp_path: Path) -> None:
     assert set(results) == {"spearman", "pearson"}
     assert len(encoder.asked) == len(set(encoder.asked)) == 5
     # The twin: scores turned round.
-    turned = run_suite(Angles(), suite(data(pairs_at(tmp_path, [0, 60, 60, 90, 180], [0, 2, 1, 5, 4], "turned.parquet"))))
+    turned = run_suite(
+        Angles(), suite(data(pairs_at(tmp_path, [0, 60, 60, 90, 180], [0, 2, 1, 5, 4], "turned.parquet")))
+    )
     assert by_metric(turned)["spearman"].value == pytest.approx(-results["spearman"].value, abs=1e-12)
 
 

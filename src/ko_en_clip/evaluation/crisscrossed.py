@@ -67,7 +67,7 @@ class CocoSplit:
     image_of_caption: list[int]
     """Number of the picture that each caption was written for."""
     left_out: frozenset[str]
-    """Ids of the split that are not above: pictures that do not decode, their captions, and captions that are empty."""
+    """Ids of the split that are not above: pictures that do not decode, their captions, and empty captions."""
 
 
 class RatedItems(NamedTuple):
@@ -90,10 +90,14 @@ def read_all_ratings(settings: CrisscrossedSettings) -> list[Ratings]:
     found: dict[str, Ratings] = {}
     for name in settings.ratings:
         if not Path(name).is_file():
-            raise FileNotFoundError(f"crisscrossed.ratings names {name!r}, and there is no such file; get it: {_SOURCE}")
+            raise FileNotFoundError(
+                f"crisscrossed.ratings names {name!r}, and there is no such file; get it: {_SOURCE}"
+            )
         ratings = read_ratings(Path(name))
         if ratings.task in found:
-            raise ValueError(f"crisscrossed.ratings has two files of {ratings.task}, {name} being the second; keep one.")
+            raise ValueError(
+                f"crisscrossed.ratings has two files of {ratings.task}, {name} being the second; keep one."
+            )
         found[ratings.task] = ratings
     return list(found.values())
 
