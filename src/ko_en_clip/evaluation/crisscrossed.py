@@ -159,12 +159,13 @@ def coco_split(pairs: PairSet, decoded: Sequence[int], settings: CrisscrossedSet
     images: list[str] = []
     captions: list[tuple[str, str, int]] = []
     for row, (name, numbers, texts) in enumerate(cells):
-        ids = _ids_of_row(name, numbers, texts, f"row {row} of {pairs.settings.path}", (settings, column))
+        place = f"row {row} (the first is 0) of {pairs.settings.path}"
+        ids = _ids_of_row(name, numbers, texts, place, (settings, column))
         twice = [each for each in ids if each in known]
         if twice or len(set(ids)) < len(ids):
             raise ValueError(
-                f"row {row} of {pairs.settings.path}: {(twice or ids)[0]!r} is there twice; the ratings need each "
-                "picture in one row with all its captions."
+                f"{place}: {(twice or ids)[0]!r} is there twice; the ratings need each picture in one row, with all "
+                "its captions."
             )
         known.update(ids)
         if row in readable:

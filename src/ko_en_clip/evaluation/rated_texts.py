@@ -67,7 +67,7 @@ def rated_texts(pairs: PairSet, settings: RatedTextSettings) -> RatedTexts:
         ValueError: a row has an empty text, a score that is no number from 0 to the highest, or a label that is
             neither 0 nor 1; the message names the row, counted from 0 among those that `where` keeps.
     """
-    places = [f"row {number} of {pairs.settings.path}" for number in range(len(pairs))]
+    places = [f"row {number} (the first is 0) of {pairs.settings.path}" for number in range(len(pairs))]
     first, second = (
         [_text(cell, column, place) for cell, place in zip(pairs.cells(column), places, strict=True)]
         for column in (settings.first, settings.second)
