@@ -1,5 +1,6 @@
 """The one door to data: every kind of source, cell and error."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -115,6 +116,29 @@ def test_webdataset_with_captions_in_json_is_read(by_files: bool, tmp_path: Path
     # 4 of 255: JPEG of one colour.
     assert_holds_all_four(pairs, tolerance=4)
     assert pairs.key(2) == "002 (row 2)"
+
+
+def test_columns_inside_structs_are_named_with_a_dot(tmp_path: Path) -> None:
+    """Texts alone, as parallel corpora have them: texts, a group, and cells that are no captions; an empty struct."""
+    rows = [{"ko": KOREAN[number], "en": ENGLISH[number]} for number in range(3)]
+    cells = {
+        "translation": [*rows, None],
+        "labels": [{"real-label": number, "kept": number > 0} for number in range(4)],
+    }
+    datasets.Dataset.from_dict(cells).to_parquet(tmp_path / "pairs.parquet")
+    captions = {"translation.ko": "ko", "translation.en": "en"}
+    settings = DataSettings(
+        path=str(tmp_path / "pairs.parquet"), image=None, captions=captions, group="labels.real-label"
+    )
+    pairs = open_pairs(settings)
+    assert pairs.captions(1) == {"ko": [KOREAN[1]], "en": [ENGLISH[1]]} and pairs.captions(3) == {}
+    assert [pairs.group(row) for row in range(4)] == ["0", "1", "2", "3"]
+    assert pairs.cells("labels.real-label") == [0, 1, 2, 3]
+    assert pairs.cells("translation.en") == [*ENGLISH[:3], None]
+    kept = open_pairs(dataclasses.replace(settings, where={"labels.kept": True}))
+    assert kept.cells("labels.real-label") == [1, 2, 3] and kept.captions(0) == pairs.captions(1)
+    with pytest.raises(ValueError, match=r"no column 'labels.label'.*labels.kept, labels.real-label, translation"):
+        pairs.require_column("labels.label", "labels.column")
 
 
 def test_split_of_a_set_is_chosen(tmp_path: Path) -> None:

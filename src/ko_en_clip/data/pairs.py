@@ -37,8 +37,8 @@ class DataSettings:
     format of `datasets` (`parquet`, `webdataset`, `text`, `csv`, `json`) with `files`; or `digits`."""
     captions: dict[str, str] = field(default_factory=dict)
     """Caption columns, each with its language, as in {"caption_ko": "ko", "caption_en": "en"}. A cell is a string or a
-    list of strings, of which one is drawn each epoch; an empty cell has no caption in that language. Masked
-    pre-training needs none."""
+    list of strings, of which one is drawn each epoch; an empty cell has no caption in that language. A column inside a
+    struct is named as in json.caption_ko. Masked pre-training needs none."""
     image: str | None = "image"
     """Column of pictures: encoded bytes, paths, or the Image type of `datasets`; null for a set of texts alone."""
     split: str = "train"
@@ -92,7 +92,7 @@ class PairRow:
         self.cells, self.number, self.settings = cells, number, settings
 
     def _cell(self, column: str) -> Any:
-        """A cell, also one inside the JSON of webdataset, as in json.caption_ko."""
+        """A cell, also one inside a struct, as in json.caption_ko."""
         if column in self.cells:
             return self.cells[column]
         outer, _, inner = column.partition(".")
@@ -153,19 +153,20 @@ class PairSet:
         """
         for column, value in settings.where.items():
             _require_column(rows.features, column, "where")
-            kept = [number for number, cell in enumerate(rows[column]) if cell == value]
+            kept = [number for number, cell in enumerate(_cells(rows, column)) if cell == value]
             rows = rows.select(kept)
         if len(rows) == 0:
             kept_by = f" that match {settings.where}" if settings.where else ""
             raise ValueError(f"{settings.path} (split {settings.split!r}) is empty: it has no rows{kept_by}.")
         check_columns(rows.features, settings)
+        if settings.image is not None and isinstance(rows.features.get(settings.image), datasets.Image):
+            rows = rows.cast_column(settings.image, datasets.Image(decode=False))
+        self.rows = self._read_of_row = rows
         if settings.image is None:
             # Of a row of texts alone no other column is read from the disk.
-            wanted = {*settings.captions, settings.group, "__key__"}
-            rows = rows.select_columns([column for column in rows.column_names if column in wanted])
-        elif isinstance(rows.features[settings.image], datasets.Image):
-            rows = rows.cast_column(settings.image, datasets.Image(decode=False))
-        self.rows = rows
+            named = {*settings.captions, settings.group or "", "__key__"}
+            wanted = named | {column.partition(".")[0] for column in named}
+            self._read_of_row = rows.select_columns([column for column in rows.column_names if column in wanted])
         self.settings = settings
         self._last: PairRow | None = None
 
@@ -183,8 +184,12 @@ class PairSet:
     def row(self, index: int) -> PairRow:
         """A row; read once for the questions that follow each other."""
         if self._last is None or self._last.number != index:
-            self._last = PairRow(self.rows[index], index, self.settings)
+            self._last = PairRow(self._read_of_row[index], index, self.settings)
         return self._last
+
+    def cells(self, column: str) -> list[Any]:
+        """Cells of a column, or of one inside a struct, as in labels.real-label; row by row."""
+        return _cells(self.rows, column)
 
     def key(self, index: int) -> str:
         """`PairRow.key` of a row."""
@@ -335,10 +340,17 @@ def _require_column(features: Mapping[str, Any], column: str, setting: str) -> A
 
 
 def _flat(features: Mapping[str, Any]) -> dict[str, Any]:
-    """Types by column, what is inside the JSON of webdataset as in json.caption_ko."""
-    json = features.get("json")
-    inner = {f"json.{name}": feature for name, feature in json.items()} if isinstance(json, dict) else {}
-    return {name: feature for name, feature in features.items() if not inner or name != "json"} | inner
+    """Types by column, and of what is inside structs, as in json.caption_ko."""
+    structs = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    inner = {f"{name}.{field}": type_ for name, struct in structs.items() for field, type_ in struct.items()}
+    return {**features, **inner}
+
+
+def _cells(rows: datasets.Dataset, column: str) -> list[Any]:
+    if column in rows.column_names:
+        return list(rows[column])
+    outer, _, inner = column.partition(".")
+    return [(cell or {}).get(inner) for cell in rows[outer]]
 
 
 def _columns(features: Mapping[str, Any]) -> str:

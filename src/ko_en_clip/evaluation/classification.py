@@ -39,7 +39,7 @@ def labelled_classes(labels: LabelSettings, pairs: PairSet, rows: list[int]) -> 
         ValueError: the column holds a number that has no name, or several in a row where the metric is of one.
     """
     prompts = {language: prompts_for(names, labels.templates[language]) for language, names in labels.names.items()}
-    column = pairs.rows[labels.column]
+    column = pairs.cells(labels.column)
     cells = [column[row] if isinstance(column[row], list) else [column[row]] for row in rows]
     numbers = {int(number) for cell in cells for number in cell}
     if not numbers <= set(range(labels.num_classes)):

@@ -12,9 +12,11 @@ from .metrics import Result
 from .suite_run import Classification, Findings, SuiteRun
 from .suites import SuiteSettings, Task
 from .tasks.bilingual import bilingual
+from .tasks.crisscrossed import crisscrossed_retrieval, crisscrossed_similarity
 from .tasks.probes import few_shot, knn, linear_probe
 from .tasks.queries import answer_queries
 from .tasks.retrieval import pixel_baseline, retrieval, text_retrieval
+from .tasks.similarity import semantic_similarity
 from .tasks.zero_shot_classification import zero_shot_classification
 
 _TASKS: dict[Task, Callable[[SuiteRun], list[Result]]] = {
@@ -26,6 +28,9 @@ _TASKS: dict[Task, Callable[[SuiteRun], list[Result]]] = {
     "few_shot": few_shot,
     "knn": knn,
     "pixel_baseline": pixel_baseline,
+    "semantic_similarity": semantic_similarity,
+    "crisscrossed_similarity": crisscrossed_similarity,
+    "crisscrossed_retrieval": crisscrossed_retrieval,
 }
 
 

@@ -26,7 +26,8 @@ class Result:
     """Part of the data set, "all" for the whole."""
     metric: str
     """accuracy, mean_per_class_accuracy, mean_average_precision, roc_auc; of retrieval recall@K, with
-    image_to_text_ or text_to_image_ before it: whether any answer is among the first K; share@K: the share of them."""
+    image_to_text_ or text_to_image_ before it: whether any answer is among the first K; share@K: the share of them;
+    of ratings spearman, pearson, f1, and sampled_spearman over draws with its sampled_spearman_std."""
     value: float
     """Between 0 and 1."""
     low: float

@@ -73,6 +73,7 @@ def relevant_ranks(
     items: torch.Tensor,
     relevant: Sequence[Sequence[int]],
     *,
+    without: Sequence[int] | None = None,
     query_block: int = 1024,
     item_block: int = 65536,
 ) -> torch.Tensor:
@@ -89,6 +90,7 @@ def relevant_ranks(
         queries: (queries, dimensions).
         items: (items, dimensions).
         relevant: numbers of the items that answer each query; none is allowed.
+        without: number of an item that is no candidate for each query: the query itself, where it is among the items.
         query_block: queries scored at once.
         item_block: items scored at once.
 
@@ -97,18 +99,33 @@ def relevant_ranks(
     """
     width = max(map(len, relevant), default=0)
     found = torch.full((len(queries), width), NOT_FOUND)
+    left_out = None if without is None else torch.tensor(without, dtype=torch.int64)
     starts = range(0, len(queries), query_block)
     # On the GPU where there is one; embeddings stay where they are, but for a block of each.
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     for start in tqdm(starts, desc="queries", unit="block", leave=False, disable=len(starts) == 1):
         block = slice(start, start + query_block)
-        found[block] = _ranks_of_block(queries[block].to(device), items, relevant[block], width, item_block)
+        absent = None if left_out is None else left_out[block].to(device)
+        found[block] = _ranks_of_block(queries[block].to(device), items, relevant[block], absent, width, item_block)
     return found
 
 
 def _ranks_of_block(
-    queries: torch.Tensor, items: torch.Tensor, relevant: Sequence[Sequence[int]], width: int, item_block: int
+    queries: torch.Tensor,
+    items: torch.Tensor,
+    relevant: Sequence[Sequence[int]],
+    left_out: torch.Tensor | None,
+    width: int,
+    item_block: int,
 ) -> torch.Tensor:
+    def scored(number: int, block: torch.Tensor) -> torch.Tensor:
+        similarity = queries @ block.to(queries.device).T
+        if left_out is not None:
+            # Comparisons with NaN are false: the item stands before nothing, and is not found if it is an answer.
+            here = left_out // item_block == number
+            similarity[here.nonzero().flatten(), left_out[here] % item_block] = float("nan")
+        return similarity
+
     numbers = [
         [row for row, numbers in enumerate(relevant) for _ in numbers],
         [place for numbers in relevant for place in range(len(numbers))],
@@ -119,15 +136,15 @@ def _ranks_of_block(
     scores = queries.new_full((len(queries), width), float("nan"))
     similarity = torch.empty(0)
     for number, block in enumerate(blocks):
-        similarity = queries @ block.to(queries.device).T
+        similarity = scored(number, block)
         here = columns // item_block == number
         scores[rows[here], places[here]] = similarity[rows[here], columns[here] % item_block]
     ahead = torch.zeros_like(scores, dtype=torch.int64)
     for number, block in enumerate(blocks):
         if len(blocks) > 1:
-            similarity = queries @ block.to(queries.device).T
+            similarity = scored(number, block)
         here = columns // item_block == number
-        # Comparisons with NaN are false: answers do not stand before each other here.
+        # Likewise answers do not stand before each other here.
         similarity[rows[here], columns[here] % item_block] = float("nan")
         for place in range(width):
             ahead[:, place] += (similarity >= scores[:, place, None]).sum(dim=1)

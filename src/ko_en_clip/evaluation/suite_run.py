@@ -9,10 +9,12 @@ import torch
 
 from ..data.pairs import PairSet, UnreadablePictureError, open_pairs
 from .classification import Classes, grouped_classes, labelled_classes
+from .crisscrossed import CocoSplit, RatedItems, coco_split, rated_items, read_all_ratings
 from .embeddings import Encoder
-from .features import FeatureCache, PictureFeatures, image_embeddings, image_features
+from .features import FeatureCache, PictureFeatures, image_embeddings, image_features, text_embeddings
 from .metrics import RECALL_AT, Result, measure
 from .queries import AnsweredQuery
+from .rated_texts import check_rated_texts
 from .retrieval import RetrievedExamples, hits_and_shares
 from .suites import PROBES, SuiteSettings
 from .zero_shot import class_embeddings
@@ -50,6 +52,15 @@ class Labelled(NamedTuple):
     labels: torch.Tensor
 
 
+class Crisscrossed(NamedTuple):
+    """Pictures and captions of one language, and how people rated pairs of them."""
+
+    split: CocoSplit
+    ratings: list[RatedItems]
+    text_embeds: torch.Tensor
+    """(captions, dimensions)."""
+
+
 class SuiteRun:
     """A model and a suite, opened; embeddings are made when a task first asks for them."""
 
@@ -57,6 +68,7 @@ class SuiteRun:
         """Open the data, check the columns, and embed the pictures.
 
         Raises:
+            FileNotFoundError: the data, or a file of ratings, are not there.
             ValueError: the data do not have what the suite asks for, or too many pictures do not decode.
         """
         self.encoder, self.suite, self.cache = encoder, suite, cache
@@ -66,6 +78,13 @@ class SuiteRun:
             self.pairs.require_column(suite.labels.column, "labels.column")
         if suite.slice_column is not None:
             self.pairs.require_column(suite.slice_column, "slice_column")
+        if suite.rated_texts is not None:
+            check_rated_texts(self.pairs, suite.rated_texts)
+        if suite.crisscrossed is not None:
+            self.pairs.require_column(suite.crisscrossed.filename, "crisscrossed.filename")
+            self.pairs.require_column(suite.crisscrossed.sentids, "crisscrossed.sentids")
+            # Before the pictures are embedded, which takes long.
+            self.ratings = read_all_ratings(suite.crisscrossed)
         self.asks_for_classes = suite.has_classes and bool(_OF_CLASSES & set(suite.tasks))
         self.image_embeds, self.rows = torch.empty(0, 0), list(range(len(self.pairs)))
         self.unreadable: list[UnreadablePictureError] = []
@@ -126,6 +145,17 @@ class SuiteRun:
     def captions(self) -> list[dict[str, list[str]]]:
         """Captions of the rows by language."""
         return [self.pairs.captions(row) for row in self.rows]
+
+    @cached_property
+    def crisscrossed(self) -> dict[str, Crisscrossed]:
+        """What Crisscrossed Captions ask, by language of the captions."""
+        settings, found = self.suite.crisscrossed, {}
+        assert settings is not None
+        for language in self.pairs.languages():
+            split = coco_split(self.pairs, self.rows, settings, language)
+            embeds = text_embeddings(self.encoder, split.captions, self.cache)
+            found[language] = Crisscrossed(split, [rated_items(each, split) for each in self.ratings], embeds)
+        return found
 
     def recalls(
         self, task: str, language: str, found: torch.Tensor, part: str = "all", direction: str = ""

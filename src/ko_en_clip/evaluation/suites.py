@@ -12,8 +12,10 @@ from typing import Literal
 
 from ..data.pairs import DataSettings, languages_of
 from ..settings_files import find_settings_file, load_settings
+from .crisscrossed import CrisscrossedSettings
 from .labels import LabelSettings
 from .queries import QuerySettings
+from .rated_texts import RatedTextSettings
 
 CaptionsPerImage = Literal["all", "first"]
 Task = Literal[
@@ -25,11 +27,15 @@ Task = Literal[
     "few_shot",
     "knn",
     "pixel_baseline",
+    "semantic_similarity",
+    "crisscrossed_similarity",
+    "crisscrossed_retrieval",
 ]
 # Of the tasks, those that learn from labelled pictures.
 PROBES = {"linear_probe", "few_shot", "knn"}
 # Those that can do without pictures.
-OF_TEXTS_ALONE = {"text_retrieval", "bilingual"}
+OF_TEXTS_ALONE = {"text_retrieval", "bilingual", "semantic_similarity"}
+_CRISSCROSSED = {"crisscrossed_similarity", "crisscrossed_retrieval"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,12 @@ class SuiteSettings:
     gallery: DataSettings | None = None
     """Pictures in which pixel_baseline looks for its neighbours: the training pictures."""
     train: DataSettings | None = None
-    """Pictures that probes learn from, with the labels' column."""
+    """Pictures that probes learn from, with the labels' column; or rated texts, on which semantic_similarity fits the
+    threshold of F1."""
+    rated_texts: RatedTextSettings | None = None
+    """Columns of pairs of texts and their scores, for semantic_similarity."""
+    crisscrossed: CrisscrossedSettings | None = None
+    """Ratings of Crisscrossed Captions, for its two tasks."""
     captions_per_image: list[CaptionsPerImage] = field(default_factory=lambda: ["all"])
     """Which captions of a picture retrieval is asked with, where it has several: all of them, or the first. Figures of
     the two are not comparable; those of the first stand under the slice "first caption"."""
@@ -79,6 +90,32 @@ class SuiteSettings:
         if self.data.image is None and (asks_for_pictures or self.queries):
             asked = ", ".join(sorted(asks_for_pictures)) or "queries"
             raise ValueError(f"suite {self.name} has no pictures, and asks for {asked}, which needs some.")
+        self._check_ratings()
+
+    def _check_ratings(self) -> None:
+        """Check that ratings are there where a task needs them, and nowhere else."""
+        for section, tasks in (("rated_texts", {"semantic_similarity"}), ("crisscrossed", _CRISSCROSSED)):
+            asked, there = tasks & set(self.tasks), getattr(self, section) is not None
+            if asked and not there:
+                raise ValueError(f"suite {self.name} asks for {', '.join(sorted(asked))} and has no {section}.")
+            if there and not asked:
+                raise ValueError(
+                    f"suite {self.name} has {section}, which none of its tasks reads; ask for "
+                    f"{' or '.join(sorted(tasks))}, or leave {section} out."
+                )
+        if self.rated_texts is not None:
+            absent = {self.rated_texts.first, self.rated_texts.second} - self.data.captions.keys()
+            if absent:
+                raise ValueError(
+                    f"rated_texts of suite {self.name} names {', '.join(sorted(absent))}, and data.captions has the "
+                    f"columns {sorted(self.data.captions)}; give it both columns with their languages."
+                )
+        languages = list(self.data.captions.values())
+        if self.crisscrossed is not None and (not languages or len(set(languages)) < len(languages)):
+            raise ValueError(
+                f"suite {self.name} asks for crisscrossed captions, and data.captions is {self.data.captions}; one "
+                "column a language is needed."
+            )
 
     @property
     def has_classes(self) -> bool:

@@ -14,6 +14,8 @@ _LANGUAGES = {
     "en+ko": "English with Korean names",
     "-": "none",
 }
+# Words that names of metrics have in other letters, and those that are short for something.
+_WORDS = {"spearman": "Spearman", "pearson": "Pearson", "f1": "F1", "std": "standard deviation"}
 
 
 def key_of(result: Result) -> Key:
@@ -39,7 +41,8 @@ def task_name(name: str) -> str:
 
 def metric_name(name: str, part: str) -> str:
     """What the page calls a metric, and the part of the data set that it is of."""
-    return name.replace("_", " ") + (f", {part}" if part != "all" else "")
+    words = " ".join(_WORDS.get(word, word) for word in name.split("_"))
+    return words + (f", {part}" if part != "all" else "")
 
 
 def kind_of(result: Result) -> str:

@@ -26,7 +26,7 @@ def _slices(run: SuiteRun, positions: torch.Tensor) -> dict[str, torch.Tensor]:
     """By name, which of these pictures are in it."""
     slices = {"all": torch.ones(len(positions), dtype=torch.bool)}
     if run.suite.slice_column is not None:
-        column = run.pairs.rows[run.suite.slice_column]
+        column = run.pairs.cells(run.suite.slice_column)
         cells = [str(column[run.rows[place]]) for place in positions.tolist()]
         for value in sorted(set(cells), reverse=True):
             slices[f"{run.suite.slice_column}={value}"] = torch.tensor([cell == value for cell in cells])
