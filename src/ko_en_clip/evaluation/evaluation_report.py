@@ -54,7 +54,7 @@ def evaluation_page(found: Mapping[str, Sequence[Outcome]], start: str | None = 
         tables=[table for outcome in judged if (table := figure_table(outcome, figures))["tasks"]],
         charts=charts_of(figures, names, comparisons),
         marked=sorted({mark for comparison in comparisons if (mark := mark_of(comparison))}),
-        robustness=robustness_of(judged, figures, names, dict(zip(found, names, strict=True)).get(start or "")),
+        robustness=robustness_of(judged, figures, names, None if start is None else names[list(found).index(start)]),
         published=published_groups(comparisons),
         sources=list(sources_of(comparisons).items()),
         classifications=[section for outcome in judged for section in classifications_of(outcome)],
