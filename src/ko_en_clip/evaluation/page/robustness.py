@@ -1,5 +1,6 @@
 """Accuracy under shift over accuracy in distribution, beside the line of models of standard training."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,12 @@ from ..shifts import EFFECTIVE, IN_DISTRIBUTION, RELATIVE, TASK, check_shifts
 from .figures import COLOURS
 from .words import Key, language_name, percent, place_of
 
-# Round percentages that an axis may have marks at.
-_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9)
+# Round percentages that an axis may have marks at, from few to many.
+_TICKS = (
+    (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9),
+    *(tuple(step * number for number in range(1, math.ceil(100 / step))) for step in (5, 2, 1, 0.5, 0.1)),
+)
+_FEWEST_TICKS = 3
 # Marks of languages, in the order of the page, and the signs that a legend has for them.
 _MARKS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"))
 
@@ -185,7 +190,8 @@ def _logit_axis(axes: Any, name: str, ends: Sequence[float]) -> None:
 
     reach = _spread(ends)
     low, high = float(reach[0]), float(reach[-1])
-    inside = [tick / 100 for tick in _TICKS if low <= tick / 100 <= high]
+    choices = [[tick / 100 for tick in ticks if low <= tick / 100 <= high] for ticks in _TICKS]
+    inside = next((ticks for ticks in choices if len(ticks) >= _FEWEST_TICKS), choices[-1])
     getattr(axes, f"set_{name}scale")("logit")
     axis = getattr(axes, f"{name}axis")
     axis.set_major_locator(FixedLocator(inside))
