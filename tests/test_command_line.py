@@ -23,7 +23,7 @@ FLAGS = {
     "pretrain": STAGE,
     "train": STAGE | {"views", "finetuning"},
     "distill": STAGE | {"teacher", "teacher_language"},
-    "evaluate": {"model", "suite", "peers", "override", "output_dir"},
+    "evaluate": {"model", "suite", "peers", "start", "override", "output_dir"},
     "publish": {"model", "to", "hub", "public", "facts", "results"},
 }
 

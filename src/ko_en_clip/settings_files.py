@@ -22,21 +22,21 @@ _NOISE = re.compile(
 )
 
 
-def packaged(folder: str) -> dict[str, Path]:
-    """YAML files in a folder of the package, by name."""
+def packaged(folder: str, suffix: str = ".yaml") -> dict[str, Path]:
+    """Files of a kind in a folder of the package, by name."""
     found = {Path(str(file)).stem: Path(str(file)) for file in (files("ko_en_clip") / folder).iterdir()}
-    return {name: path for name, path in sorted(found.items()) if path.suffix == ".yaml"}
+    return {name: path for name, path in sorted(found.items()) if path.suffix == suffix}
 
 
-def find_settings_file(name: str, folder: str) -> Path:
-    """The file that `name` is the path of, or the packaged file of that name.
+def find_settings_file(name: str, folder: str, suffix: str = ".yaml") -> Path:
+    """The file that `name` is the path of, or the packaged file of that name and kind.
 
     Raises:
         FileNotFoundError: there is neither.
     """
     if Path(name).is_file():
         return Path(name)
-    known = packaged(folder)
+    known = packaged(folder, suffix)
     if name not in known:
         raise FileNotFoundError(f"there is no file {name!r}, and none packaged by that name: {', '.join(known)}.")
     return known[name]

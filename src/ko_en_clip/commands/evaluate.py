@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,11 @@ from ..evaluation.features import FeatureCache
 from ..evaluation.judging import Outcome, run_suite
 from ..evaluation.metrics import SCHEMA_VERSION, Result
 from ..evaluation.published import Comparison, published_for
+from ..evaluation.shifts import check_shifts, with_robustness
 from ..evaluation.suites import SuiteSettings, load_suites
 from ..manifests import write_text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +34,28 @@ class EvaluateSettings:
     """Packaged suite or YAML file of one's own; or a list of them."""
     peers: list[str] = field(default_factory=list)
     """Other models, judged on the same pictures and texts, for the same table."""
+    start: str | None = None
+    """Model that the judged one was made from, as by fine-tuning, above which relative robustness is measured; it is a
+    peer, named in `peers` or not."""
     override: list[str] = field(default_factory=list)
     """Fields of every suite to set otherwise, as in data.split=test, or of one, as in
     cifar10:data.path=pictures.parquet."""
     output_dir: str | None = None
     """Where results.json, evaluation.html and the features go; by default the model, which must then be a folder."""
 
+    def __post_init__(self) -> None:
+        if self.start == self.model:
+            raise ValueError(f"start is {self.start!r}, the model itself; name the one that it was made from.")
+
     @property
     def suites(self) -> list[str]:
         """Names of the suites."""
         return self.suite if isinstance(self.suite, list) else [self.suite]
+
+    @property
+    def models(self) -> list[str]:
+        """The judged model, its peers, and the one that it was made from."""
+        return list(dict.fromkeys([self.model, *self.peers, *([] if self.start is None else [self.start])]))
 
 
 def run(settings: EvaluateSettings) -> None:
@@ -52,12 +68,17 @@ def run(settings: EvaluateSettings) -> None:
     # Without being told, Accelerate takes processes on a machine with CPUs alone for unrelated ones.
     state = PartialState(cpu=not torch.accelerator.is_available())
     suites = load_suites(settings.suites, settings.override)
+    absent = check_shifts(suites, settings.start)
     folder = Path(settings.output_dir or settings.model)
     folder.mkdir(parents=True, exist_ok=True)
-    found = {model: evaluate(model, suites, folder / "features") for model in [settings.model, *settings.peers]}
     if state.is_main_process:
-        write_results(folder / "results.json", found)
-        write_evaluation_report(folder / "evaluation.html", found)
+        for sentence in absent:
+            log.warning(sentence)
+    found = {model: evaluate(model, suites, folder / "features") for model in settings.models}
+    if state.is_main_process:
+        found = with_robustness(found, settings.start)
+        write_results(folder / "results.json", found, settings.start)
+        write_evaluation_report(folder / "evaluation.html", found, settings.start)
         print(table({model: results_of(outcomes) for model, outcomes in found.items()}))
         beside = published_for(results_of(found[settings.model]))
         if beside:
@@ -79,20 +100,21 @@ def results_of(outcomes: Sequence[Outcome]) -> list[Result]:
     return [result for outcome in outcomes for result in outcome.results]
 
 
-def write_results(file: Path, found: Mapping[str, Sequence[Outcome]]) -> None:
+def write_results(file: Path, found: Mapping[str, Sequence[Outcome]], start: str | None = None) -> None:
     """Write the figures as JSON (schema version 2).
 
     An object with `schema_version`, `model`, `suites`, `results` (a list of `Result`s), `unreadable` (pictures that
-    were left out: suite, key, reason), and `peers`: for each other model an object with `model`, `results` and
-    `unreadable`.
+    were left out: suite, key, reason), `peers`: for each other model an object with `model`, `results` and
+    `unreadable`, and `start`, the one of them above which relative robustness was measured, or null.
 
     Args:
         file: written aside and renamed.
         found: outcomes by model; the first is the one that is judged.
+        start: the model that it was made from, where one was named.
     """
     judged, *peers = [_document(model, outcomes) for model, outcomes in found.items()]
     suites = [outcome.suite.name for outcome in next(iter(found.values()))]
-    document = {"schema_version": SCHEMA_VERSION, "suites": suites, **judged, "peers": peers}
+    document = {"schema_version": SCHEMA_VERSION, "suites": suites, **judged, "peers": peers, "start": start}
     write_text(file, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
 
 

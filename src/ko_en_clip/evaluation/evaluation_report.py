@@ -10,6 +10,7 @@ from .page.classifications import classifications_of
 from .page.figures import COLOURS, charts_of, figure_table, mark_of, published_groups, sources_of
 from .page.gaps import gaps_of
 from .page.retrieved import answers_of, retrieved_of
+from .page.robustness import robustness_of
 from .page.words import key_of, language_name, place_of
 from .published import published_for
 from .report import render
@@ -17,18 +18,19 @@ from .report import render
 SHOWN_UNREADABLE = 50
 
 
-def write_evaluation_report(file: Path, found: Mapping[str, Sequence[Outcome]]) -> None:
+def write_evaluation_report(file: Path, found: Mapping[str, Sequence[Outcome]], start: str | None = None) -> None:
     """Write the page of `evaluation_page` to a file, aside first and then renamed."""
-    write_text(file, evaluation_page(found))
+    write_text(file, evaluation_page(found, start))
 
 
-def evaluation_page(found: Mapping[str, Sequence[Outcome]]) -> str:
+def evaluation_page(found: Mapping[str, Sequence[Outcome]], start: str | None = None) -> str:
     """The page: one file, with nothing to fetch and nothing to run.
 
     The data sets are opened again for the pictures that are shown.
 
     Args:
         found: outcomes by model, all of the same suites; the first model is the one that is judged.
+        start: the one of them that it was made from, where it was told.
 
     Raises:
         ValueError: the models were not asked the same.
@@ -51,9 +53,10 @@ def evaluation_page(found: Mapping[str, Sequence[Outcome]]) -> str:
             for number, (name, path) in enumerate(zip(names, found, strict=True))
         ],
         suites=[_suite_row(outcome) for outcome in judged],
-        tables=[figure_table(outcome, figures) for outcome in judged if outcome.results],
+        tables=[table for outcome in judged if (table := figure_table(outcome, figures))["tasks"]],
         charts=charts_of(figures, names, comparisons),
         marked=sorted({mark for comparison in comparisons if (mark := mark_of(comparison))}),
+        robustness=robustness_of(judged, figures, names, None if start is None else names[list(found).index(start)]),
         published=published_groups(comparisons),
         sources=list(sources_of(comparisons).items()),
         classifications=[section for outcome in judged for section in classifications_of(outcome)],

@@ -17,7 +17,7 @@ class Result:
     """One figure: what was measured, on what, and how sure it is."""
 
     task: str
-    """What was asked, as in a suite's `tasks`."""
+    """What was asked, as in a suite's `tasks`; or `robustness`, of a suite that is a shifted form of another."""
     dataset: str
     """Name of the suite."""
     language: str

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
 
 from .metrics import measure
 
@@ -34,7 +33,7 @@ class LogitLine:
 
     def predict(self, in_distribution: np.ndarray) -> np.ndarray:
         """Accuracy under shift that the line expects of accuracies above 0 and below 1."""
-        return special.expit(self.slope * special.logit(in_distribution) + self.intercept)
+        return 1 / (1 + np.exp(-(self.slope * _logit(in_distribution) + self.intercept)))
 
 
 def fit_baselines(baselines: Sequence[Baseline]) -> LogitLine:
@@ -74,8 +73,9 @@ def fit_baselines(baselines: Sequence[Baseline]) -> LogitLine:
             f"{len(baselines)} baselines with fewer than two accuracies in distribution make no line; give more."
         )
     _, in_distribution, under_shift = zip(*baselines, strict=True)
-    line = stats.linregress(special.logit(in_distribution), special.logit(under_shift))
-    return LogitLine(slope=float(line.slope), intercept=float(line.intercept))
+    x, y = _logit(np.array(in_distribution)), _logit(np.array(under_shift))
+    slope = ((x - x.mean()) @ (y - y.mean())) / ((x - x.mean()) @ (x - x.mean()))
+    return LogitLine(slope=float(slope), intercept=float(y.mean() - slope * x.mean()))
 
 
 def effective_robustness(
@@ -134,6 +134,10 @@ def relative_robustness(under_shift: np.ndarray, start_under_shift: np.ndarray) 
             f"under_shift has {after.size} items and start_under_shift {before.size}; measure both models on the same."
         )
     return measure(after - before)
+
+
+def _logit(accuracies: np.ndarray) -> np.ndarray:
+    return np.log(accuracies / (1 - accuracies))
 
 
 def _checked(name: str, hits: np.ndarray) -> np.ndarray:

@@ -39,6 +39,25 @@ _CRISSCROSSED = {"crisscrossed_similarity", "crisscrossed_retrieval"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShiftSettings:
+    """What a suite is a shifted form of, for robustness under distribution shift."""
+
+    of: str
+    """Name of the suite in distribution. Effective robustness is given where one command judges both."""
+    classes: list[int] = field(default_factory=list)
+    """Numbers there of the classes that both have, among which alone its pictures are classified; empty for
+    `labels.classes` where the labels are like that suite's, and else for all."""
+    baselines: str | None = None
+    """Accuracies of models of standard training, whose line effective robustness is measured from: a packaged table,
+    or a CSV file of one's own with the columns model, in_distribution and under_shift, in percent, over the same
+    classes."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("shift.classes has a number twice; name each class once.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SuiteSettings:
     """What is measured on which data set."""
 
@@ -68,6 +87,8 @@ class SuiteSettings:
     the two are not comparable; those of the first stand under the slice "first caption"."""
     queries: list[QuerySettings] = field(default_factory=list)
     """Pictures plus or minus a text; the page shows what is found."""
+    shift: ShiftSettings | None = None
+    """Of which suite this is a shifted form, if of any."""
     max_bad_image_share: float = 0.01
     """Share of the pictures that may fail to decode before the evaluation stops."""
 
@@ -86,6 +107,11 @@ class SuiteSettings:
             raise ValueError(f"suite {self.name} asks for pixel_baseline and has no gallery with a group.")
         if "retrieval" in self.tasks and not self.data.captions:
             raise ValueError(f"suite {self.name} asks for retrieval and data.captions names no column.")
+        if self.shift is not None and not self.counts_accuracy:
+            raise ValueError(
+                f"suite {self.name} has a shift, which is of the accuracy of zero_shot_classification over labels; "
+                "ask for that task, with labels.metric accuracy."
+            )
         asks_for_pictures = set(self.tasks) - OF_TEXTS_ALONE
         if self.data.image is None and (asks_for_pictures or self.queries):
             asked = ", ".join(sorted(asks_for_pictures)) or "queries"
@@ -121,6 +147,12 @@ class SuiteSettings:
     def has_classes(self) -> bool:
         """Whether its pictures have classes: labels, or groups."""
         return self.labels is not None or self.data.group is not None
+
+    @property
+    def counts_accuracy(self) -> bool:
+        """Whether it gives the zero-shot accuracy of numbered classes."""
+        of_labels = self.labels is not None and self.labels.metric == "accuracy"
+        return of_labels and "zero_shot_classification" in self.tasks
 
     @property
     def languages(self) -> list[str]:
@@ -178,4 +210,7 @@ def load_suite(name: str, overrides: Sequence[str] = ()) -> SuiteSettings:
     other = load_suite(suite.labels.like).labels
     if other is None:
         raise ValueError(f"labels.like of {name} is {suite.labels.like!r}, which has no labels.")
-    return dataclasses.replace(suite, labels=suite.labels.resolved(other))
+    shift = suite.shift
+    if shift is not None and shift.of == suite.labels.like and not shift.classes:
+        shift = dataclasses.replace(shift, classes=suite.labels.classes)
+    return dataclasses.replace(suite, labels=suite.labels.resolved(other), shift=shift)

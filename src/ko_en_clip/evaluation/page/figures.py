@@ -7,6 +7,7 @@ from ..judging import Outcome
 from ..metrics import Result
 from ..published import Comparison
 from ..report import ACCENT, INK, new_figure, plain_axes, svg_of
+from ..shifts import TASK as ROBUSTNESS
 from .words import Key, key_of, kind_of, language_name, metric_name, percent, place_of, task_name
 
 COLOURS = (ACCENT, "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d")
@@ -15,9 +16,14 @@ _MARKS = {"KELIP": "D", "CLIP": "^"}
 
 
 def figure_table(outcome: Outcome, figures: Sequence[Mapping[Key, Result]]) -> dict[str, Any]:
-    """Figures of a suite by task and metric, each with a row a language, and the gap where both are there."""
+    """Figures of a suite by task and metric, each with a row a language, and the gap where both are there.
+
+    Those of robustness have a section of their own.
+    """
     metrics: dict[tuple[str, str], dict[str, list[Result]]] = {}
     for result in outcome.results:
+        if result.task == ROBUSTNESS:
+            continue
         of_models = [found[key_of(result)] for found in figures]
         metrics.setdefault((result.task, metric_name(result.metric, result.slice)), {})[result.language] = of_models
     tasks: dict[str, list[dict[str, Any]]] = {}
