@@ -44,10 +44,11 @@ class ClassifierEncoder(TransformersEncoder):
             ValueError: it does not hold all weights of the classifier.
         """
         loaded, report = AutoModelForImageClassification.from_pretrained(model, output_loading_info=True)
-        if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        if missing:
             raise ValueError(
-                f"{model} lacks {len(report['missing_keys'])} weights of the classifier, {min(report['missing_keys'])} "
-                "among them; they would be random. Evaluate a model that classify wrote."
+                f"{model} lacks {len(missing)} weights of the classifier, {missing[0]} among them; they would be "
+                "random. Evaluate a model that classify wrote."
             )
         return cls(loaded, AutoProcessor.from_pretrained(model), device)
 

@@ -72,7 +72,8 @@ class PicturesAndClasses(Objective):
 
     def __init__(self, model: KoEnClipForImageClassification, column: str):
         super().__init__(model)
-        self.classes = ClassColumn(column=column, num_classes=len(model.config.id2label))
+        assert model.config.num_labels is not None
+        self.classes = ClassColumn(column=column, num_classes=model.config.num_labels)
 
     def forward(self, **inputs: Any) -> dict[str, torch.Tensor]:
         """Loss of each picture, and whether its class had the highest logit."""
