@@ -1,11 +1,11 @@
-"""Accuracy on CIFAR-10 of classifiers on one small model: a linear probe, a frozen tower, all weights, VTAB's thousand.
+"""Accuracy on CIFAR-10 of classifiers on one small model: linear probe, frozen tower, all weights, VTAB's thousand.
 
     OMP_NUM_THREADS=1 python benchmarks/classifiers.py DATA FOLDER
 
-DATA has cifar10_train.parquet and cifar10_test.parquet with the columns image, label, label_ko and label_en. FOLDER gets
-all runs; what is there already is not made again. The model is a ViT of 3 layers that learns the labels' names in Korean
-and English as captions of all 50,000 training pictures, so that it has seen the classes; classifiers learn from 10,000
-of them, or from the 1,000 of VTAB's protocol.
+DATA has cifar10_train.parquet and cifar10_test.parquet with the columns image, label, label_ko and label_en. FOLDER
+gets all runs; what is there already is not made again. The model is a ViT of 3 layers that learns the labels' names in
+Korean and English as captions of all 50,000 training pictures, so that it has seen the classes; classifiers learn from
+10,000 of them, or from the 1,000 of VTAB's protocol.
 """
 
 import argparse
@@ -97,9 +97,7 @@ def write_suite(folder: Path, train: str, test: str, labelled: int) -> Path:
     return written(folder / "cifar10.yaml", names)
 
 
-def write_recipes(
-    folder: Path, joint: Path, train: str, suite: Path, steps: int, labelled: int
-) -> dict[str, Path]:
+def write_recipes(folder: Path, joint: Path, train: str, suite: Path, steps: int, labelled: int) -> dict[str, Path]:
     """Recipes of the classifiers by name, in the order in which they start from each other."""
     names = load_suite(str(suite)).labels
     assert names is not None
@@ -122,6 +120,7 @@ def write_recipes(
 
 
 def written(file: Path, settings: object) -> Path:
+    """The file, with settings as YAML."""
     file.write_text(yaml.safe_dump(settings, allow_unicode=True, sort_keys=False), encoding="utf-8")
     return file
 

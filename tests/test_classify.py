@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,7 @@ def test_bf16_trains_and_leaves_float32(folder, tmp_path):
     assert losses_of(run) == pytest.approx(losses_of(whole), rel=0.05) and losses_of(run) != losses_of(whole)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(folder, tmp_path):
     run = trained(folder, tmp_path / "one", frozen=["vision_model"])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "ko_en_clip"]
@@ -430,8 +432,6 @@ def test_the_sweep_chooses_on_200_and_trains_on_all_thousand(folder, tmp_path, m
     given = ["sweep", "--config=recipe.yaml", f"--suite={folder / 'left.yaml'}", "--rates", "0.001", "0.1"]
     more = ["--data.path=rows.parquet", "--run.num_steps", "2"]
     monkeypatch.setattr("sys.argv", [str(example), *given, *more])
-    import runpy
-
     runpy.run_path(str(example), run_name="__main__")
     printed = capsys.readouterr().out
     accuracies = [read_metrics(tmp_path / "sweep" / name)[-1] for name in ("rate_0.001", "rate_0.1")]

@@ -32,8 +32,8 @@ _PLAY = 3
 def load_digit_pairs(split: str, name: str | None = None) -> datasets.Dataset:
     """The pairs of one split.
 
-    Columns: `image` (32 x 32 grey PNG), `caption_ko` and `caption_en` (lists of phrasings), `pair` ("3 7"), `left` (its
-    left digit as a class, named in Korean) and `seen` (whether training has pictures of this ordered pair). 20 of the
+    Columns: `image` (32 x 32 grey PNG), `caption_ko` and `caption_en` (lists of phrasings), `pair` ("3 7"), `left`
+    (the left digit as a class, named in Korean) and `seen` (whether training has pictures of this ordered pair). 20 of the
     100 ordered pairs occur in the test split only.
 
     Args:
