@@ -193,8 +193,8 @@ def test_optimisation_is_the_papers(name):
     assert (found.betas, found.eps) == by_tower["rn" in name]
 
 
-# Batch, steps, rate, decay, warm-up of what is tuned: Jia et al. 2021, sections 5.2 and 5.4; Yang et al. 2022, released
-# code; Zhai et al. 2019, released code. ImageNet has 1,281,167 pictures to train on.
+# Batch, steps, rate, decay, warm-up of what is tuned: Jia et al. 2021, sections 5.2 and 5.4; Yang et al. 2022 and Zhai
+# et al. 2019, released code. ImageNet has 1,281,167 pictures to train on.
 TUNING = {
     "align_coco_finetune": (2048, 6000, 1e-5, 1e-5, 0),
     "align_flickr30k_finetune": (2048, 3000, 1e-5, 1e-5, 0),
@@ -226,7 +226,8 @@ def test_aligns_rate_on_imagenet_falls_to_a_fifth_every_thirty_epochs(name):
     frozen = name == "align_imagenet_frozen"
     assert (found.frozen, found.rate_factors) == ((["vision_model"], {}) if frozen else ([], {"vision_model": 0.1}))
     # Trained at 289 and 475, tested at 360 and 600 pixels.
-    size = settings.model.config.get("vision_config", {}).get("image_size", SIZES["align_b7_bert_base"].image_size)
+    at_first = SIZES["align_b7_bert_base"]["vision_config"]["image_size"]
+    size = settings.model.config.get("vision_config", {}).get("image_size", at_first)
     assert (size, settings.test_image_size) == ((289, 360) if frozen else (475, 600))
 
 

@@ -33,8 +33,8 @@ def load_digit_pairs(split: str, name: str | None = None) -> datasets.Dataset:
     """The pairs of one split.
 
     Columns: `image` (32 x 32 grey PNG), `caption_ko` and `caption_en` (lists of phrasings), `pair` ("3 7"), `left`
-    (the left digit as a class, named in Korean) and `seen` (whether training has pictures of this ordered pair). 20 of the
-    100 ordered pairs occur in the test split only.
+    (the left digit as a class, named in Korean) and `seen` (whether training has pictures of this ordered pair). 20 of
+    the 100 ordered pairs occur in the test split only.
 
     Args:
         split: "train" (24,000 pictures of 80 ordered pairs) or "test" (2,000 pictures, 20 of each ordered pair).
