@@ -1,12 +1,15 @@
 """The benchmarks run; what they measure is no matter of a test."""
 
+import io
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pytest
 from PIL import Image
 from tokenizers import pre_tokenizers
 from training_texts import TRAINING_TEXTS
@@ -76,3 +79,30 @@ def test_retrieval_at_scale_prints_memory_and_ratios_for_every_size() -> None:
     lines = [line for line in done.stdout.splitlines() if "MiB" in line]
     assert [line.split()[:2] for line in lines] == [["20", "200"], ["20", "400"]]
     assert all(len(re.findall(r"MiB +\d+\.\d+x", line)) >= 2 for line in lines)
+
+
+@pytest.mark.slow
+def test_classifiers_prints_an_accuracy_for_every_way_and_rate(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, num_rows in (("train", 1100), ("test", 60)):
+        rows = []
+        for number in range(num_rows):
+            buffer, label = io.BytesIO(), number % 10
+            colours = rng.integers(25 * label, 25 * label + 25, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(colours).save(buffer, "PNG")
+            names = {"label_ko": f"\uc22b\uc790 {label}", "label_en": f"number {label}"}
+            rows.append({"image": buffer.getvalue(), "label": label, **names})
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"cifar10_{split}.parquet")
+    command = [sys.executable, str(BENCHMARKS / "classifiers.py"), str(tmp_path), "out", "--steps=9", "--labelled=300"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ways = re.findall(r"^(\w+: [a-z ]+?) +\d+\.\d % \(.*, 60 pictures\)$", done.stdout, re.MULTILINE)
+    assert ways == [
+        "joint: zero shot classification en",
+        "joint: zero shot classification ko",
+        "joint: linear probe",
+        "frozen: image classification",
+        "full: image classification",
+    ]
+    assert len(re.findall(r"^rate \S+: .* of the 200$", done.stdout, re.MULTILINE)) == 3
+    assert re.search(r"^rate \S+, trained on all 1,000: .* of the test set$", done.stdout, re.MULTILINE)

@@ -23,6 +23,7 @@ FLAGS = {
     "pretrain": STAGE,
     "train": STAGE | {"views", "finetuning"},
     "distill": STAGE | {"teacher", "teacher_language"},
+    "classify": STAGE | {"labels", "test_image_size"},
     "evaluate": {"model", "suite", "peers", "start", "override", "output_dir"},
     "publish": {"model", "to", "hub", "public", "facts", "results"},
 }

@@ -122,6 +122,13 @@ def test_every_pair_occurs_as_often_as_documented(train: datasets.Dataset, test:
     assert set(Counter(pairs_of(test)).values()) == {2_000 // 100}
 
 
+def test_the_left_digit_is_a_class_named_in_korean(test: datasets.Dataset) -> None:
+    names = test.features["left"].names
+    assert all(str(row["left"]) == row["pair"].split()[0] for row in test)
+    for row in test.select(range(0, len(test), 40)):
+        assert row["caption_ko"][0].startswith(f"왼쪽에 {names[row['left']]},")
+
+
 def test_every_digit_is_on_both_sides(train: datasets.Dataset) -> None:
     for side in (0, 1):
         assert Counter(pair[side] for pair in set(pairs_of(train))) == dict.fromkeys(range(10), 8)

@@ -108,6 +108,14 @@ def test_figures_of_pictures_are_those_that_were_printed():
     assert (ROOT / "docs" / "measured" / "image_processing.txt").read_text(encoding="utf-8") in page
 
 
+def test_accuracies_of_classifiers_are_those_that_were_printed():
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    printed = (ROOT / "docs" / "measured" / "classifiers.txt").read_text(encoding="utf-8")
+    assert printed in page
+    # The twin: a figure that was changed by hand is found.
+    assert printed.replace(printed.split()[5], "99.9") not in page
+
+
 def test_tables_of_the_claims_are_those_of_the_figures():
     page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
     figures = json.loads((ROOT / "docs" / "measured" / "kelip_claims.json").read_text(encoding="utf-8"))

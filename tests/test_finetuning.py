@@ -159,7 +159,7 @@ def test_a_start_that_is_not_whole_is_refused(digits_tokenizer, tmp_path, finetu
             run=run_settings(tmp_path / "mae"),
         )
     )
-    with pytest.raises(ValueError, match="finetuning asks for a whole model.*text_model"):
+    with pytest.raises(ValueError, match="asks for a whole model.*text_model"):
         finetune(tmp_path / "mae", tmp_path / "run", FinetuningSettings(**finetuning))
     # The twin: without finetuning such a folder is what contrastive training starts from.
     finetune(tmp_path / "mae", tmp_path / "run", FinetuningSettings())

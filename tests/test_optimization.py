@@ -108,15 +108,16 @@ def test_groups_go_from_the_fastest_down_and_equal_ones_are_one() -> None:
     ]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "lamb"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "lamb", "sgd"])
 def test_every_optimiser_moves_a_part_by_its_factor(optimizer: str) -> None:
     if optimizer == "adamw_8bit":
         pytest.importorskip("torchao", reason="adamw_8bit is torchao's")
+    precise = {} if optimizer == "sgd" else {"eps": 1e-12}
     fast = nn.Linear(64, 64)
     slow = copy.deepcopy(fast)
     model, before = nn.ModuleDict({"slow": slow, "fast": fast}), fast.weight.detach().clone()
     made = make_optimizer(
-        model, settings(optimizer=optimizer, rate_factors={"slow": 0.25}, eps=1e-12, learning_rate=1e-3)
+        model, settings(optimizer=optimizer, rate_factors={"slow": 0.25}, learning_rate=1e-3, **precise)
     )
     set_learning_rate(made, 1e-2)
     gradient = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
@@ -370,6 +371,87 @@ def test_freezing_everything_is_refused() -> None:
         freeze(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), ["0", "1"])
 
 
+# SGD
+
+SGD: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1}
+
+
+def sgd_by_hand(weight: Any, gradients: list[Any], rates: list[float], momentum: float, decay: float) -> Any:
+    """Sutskever et al. 2013, section 2, in torch's form: the rate multiplies the whole of what has momentum."""
+    update = 0.0
+    for gradient, rate in zip(gradients, rates, strict=True):
+        update = momentum * update + gradient + decay * weight
+        weight = weight - rate * update
+    return weight
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+def test_sgd_is_that_of_the_formula_and_of_torch(dtype: torch.dtype, tolerance: float) -> None:
+    model = OneOfEach(dtype)
+    other = copy.deepcopy(model)
+    first = {name: weight.detach().double().numpy().copy() for name, weight in model.named_parameters()}
+    gradients = lamb_gradients(model, len(RATES))
+    lamb_steps(model, make_optimizer(model, settings(**SGD)), gradients, RATES)
+    matrices = [
+        {"params": [other.matrix, other.kernel], "weight_decay": 0.1},
+        {"params": [other.vector, other.scalar]},
+    ]
+    lamb_steps(other, torch.optim.SGD(matrices, lr=1.0, momentum=0.9), gradients, RATES)
+    for number, (name, weight) in enumerate(model.named_parameters()):
+        assert torch.equal(weight, getattr(other, name))
+        history = [step[number].double().numpy() for step in gradients]
+        decay = 0.1 if weight.dim() >= 2 else 0.0
+        expected = torch.as_tensor(sgd_by_hand(first[name], history, RATES, 0.9, decay))
+        found = weight.detach().double()
+        assert_close(found, expected, rtol=0, atol=tolerance)
+        # The twins: without momentum, and with the decay of the other kind, it ends elsewhere.
+        for momentum, another in ((0.0, decay), (0.9, 0.1 - decay)):
+            wrong = torch.as_tensor(sgd_by_hand(first[name], history, RATES, momentum, another))
+            assert (found - wrong).abs().max() > 100 * tolerance
+
+
+# ALIGN's on ImageNet, in epochs of one step (Jia et al. 2021, section 5.4): a fifth every 30 of 100.
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 0.1), (29, 0.1), (30, 0.02), (59, 0.02), (60, 0.004), (89, 0.004), (90, 0.0008), (99, 0.0008)],
+)
+def test_the_rate_falls_in_steps(step: int, rate: float) -> None:
+    fields = {"learning_rate": 0.1, "schedule": "step", "decay_steps": 30, "decay_factor": 0.2}
+    assert learning_rate_at(step, 100, settings(**fields)) == pytest.approx(rate, rel=1e-12)
+    # A warm-up comes before, and the steps are counted from its end.
+    warmed = settings(**fields, warmup_steps=10)
+    assert learning_rate_at(step + 10, 110, warmed) == pytest.approx(rate, rel=1e-12)
+    assert [learning_rate_at(number, 110, warmed) for number in (0, 4)] == pytest.approx([0.01, 0.05])
+    # The twin: a cosine is elsewhere but at the start.
+    assert step == 0 or learning_rate_at(step, 100, settings(learning_rate=0.1)) != pytest.approx(rate, rel=1e-3)
+
+
+STEP = {"schedule": "step", "decay_steps": 30, "decay_factor": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"momentum": 0.9}, "momentum is set, and adamw has betas; leave it out"),
+        ({"momentum": 1.0, "optimizer": "sgd"}, r"momentum is 1.0; it must be in \[0, 1\)"),
+        ({"optimizer": "sgd", "betas": (0.9, 0.999)}, "betas .*: set, and sgd has momentum alone"),
+        ({"optimizer": "sgd", "eps": 1e-8}, r"eps \(1e-08\): set, and sgd has momentum alone"),
+        ({"decay_steps": 3}, "decay_steps is set, and the schedule cosine does not read it"),
+        (
+            {"schedule": "linear", **{k: STEP[k] for k in ("decay_steps", "decay_factor")}},
+            "decay_steps and decay_factor",
+        ),
+        ({"schedule": "step"}, "decay_steps is None; the schedule step needs it.*decay_factor is None"),
+        ({**STEP, "decay_steps": 0}, "decay_steps is 0; the schedule step needs it, at least 1"),
+        ({**STEP, "decay_factor": 1.0}, "decay_factor is 1.0; the schedule step needs it, between 0 and 1"),
+        ({"optimizer": "sgd", "bf16_text_weights": True}, "set it to adamw_8bit"),
+    ],
+)
+def test_what_a_choice_does_not_read_is_not_set_in_silence(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(**fields)
+
+
 # LAMB
 
 LAMB: dict[str, Any] = {"optimizer": "lamb", "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1}
@@ -469,9 +551,9 @@ def test_lamb_leaves_a_matrix_of_zeros_by_adam_s_step_and_one_without_gradient_a
     assert torch.equal(model["flat"], torch.ones(3, 3)), "no gradient ever: 0 / 0 is not a step"
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "sgd"])
 def test_a_resumed_optimiser_goes_on_bit_for_bit(optimizer: str) -> None:
-    fields = {**LAMB, "optimizer": optimizer, "rate_factors": {"kernel": 0.5}}
+    fields = {**(SGD if optimizer == "sgd" else LAMB), "optimizer": optimizer, "rate_factors": {"kernel": 0.5}}
     straight = OneOfEach(torch.float32)
     gradients = lamb_gradients(straight, len(RATES))
     lamb_steps(straight, make_optimizer(straight, settings(**fields)), gradients, RATES)

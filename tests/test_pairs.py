@@ -435,3 +435,41 @@ def test_pictures_are_turned_upright() -> None:
     assert upright.shape == (3, 8, 4)
     assert (upright[:, 1, 1].tolist(), upright[:, 6, 1].tolist()) == ([0, 0, 255], [255, 0, 0])
     assert pairs.picture(1).shape == (3, 4, 8)
+
+
+# Rows that are drawn
+
+
+def numbers_drawn(folder: Path, num_rows: int, drawn: tuple[int, int] | None, **fields: Any) -> list[int]:
+    file = folder / f"{num_rows}.parquet"
+    rows = [{"image": b"", "number": number, "even": number % 2 == 0} for number in range(num_rows)]
+    datasets.Dataset.from_list(rows).to_parquet(file)
+    return open_pairs(DataSettings(path=str(file), drawn=drawn, **fields)).rows["number"][:]
+
+
+def test_places_of_a_drawn_order_are_each_row_once(tmp_path: Path) -> None:
+    parts = [numbers_drawn(tmp_path, 1200, drawn) for drawn in ((0, 800), (800, 1000), (1000, 1200))]
+    assert [len(part) for part in parts] == [800, 200, 200]
+    assert sorted(number for part in parts for number in part) == list(range(1200))
+    assert numbers_drawn(tmp_path, 1200, (0, 1000)) == parts[0] + parts[1]
+    # In order they would be the first 800; drawn evenly, a third of them lies in each third, give or take 13: the
+    # standard deviation of such a share of 800 among 1,200 is 7.7.
+    assert parts[0] != list(range(800))
+    assert all(abs(sum(low <= number < low + 400 for number in parts[0]) - 267) < 31 for low in (0, 400, 800))
+    # The twin: without it all rows are there in their order.
+    assert numbers_drawn(tmp_path, 1200, None) == list(range(1200))
+
+
+def test_rows_are_drawn_of_those_that_where_keeps(tmp_path: Path) -> None:
+    numbers = numbers_drawn(tmp_path, 40, (0, 20), where={"even": True})
+    assert sorted(numbers) == list(range(0, 40, 2)) and numbers != sorted(numbers)
+
+
+def test_places_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"drawn is \[0, 41\], and .*40.parquet has 40 rows; ask for fewer"):
+        numbers_drawn(tmp_path, 40, (0, 41))
+    for drawn in ((5, 5), (-1, 5)):
+        with pytest.raises(ValueError, match="two places with 0 <= first < last"):
+            DataSettings(path="digits", drawn=drawn)
+    with pytest.raises(ValueError, match="streaming reads all rows"):
+        DataSettings(path="digits", drawn=(0, 5), streaming=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoModelForImageClassification, AutoProcessor
 
 from ko_en_clip import KoEnClipConfig, KoEnClipForPreTraining, KoEnClipModel
 from ko_en_clip.__main__ import VERBS, main
@@ -23,6 +23,7 @@ from ko_en_clip.data.pairs import open_pairs
 from ko_en_clip.settings_files import load_settings, packaged
 from ko_en_clip.sizes_ko_en_clip import SIZES
 from ko_en_clip.training.logs import read_metrics
+from ko_en_clip.training.optimization import learning_rate_at
 
 ROOT = Path(__file__).parents[1]
 RECIPES = packaged("recipes")
@@ -39,8 +40,12 @@ TINY = [
     "tiny_distill",
     "tiny_finetune",
     "tiny_finetune_lora",
+    "tiny_classify_frozen",
+    "tiny_classify_full",
 ]
 FULL = [name for name in RECIPES if name not in (*SMALL, *TINY)]
+# Those of a paper that begin with another recipe's model, tuned for one task.
+TUNED = [name for name in FULL if name.startswith(("align_imagenet_", "vtab_")) or name.endswith("_finetune")]
 SOURCE = re.compile(r"[A-Z]\w+ (et al\.|and [A-Z]\w+) \d{4}|COYO-ALIGN|[Oo]ur choice")
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
 ACCELERATE += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
@@ -166,8 +171,9 @@ OPTIMIZATION = {
 
 
 def test_the_tables_have_every_recipe_of_a_paper():
-    papers = [name for name in FULL if name.startswith(("clip_", "chinese_clip_", "align_"))]
+    papers = [name for name in FULL if name.startswith(("clip_", "chinese_clip_", "align_")) and name not in TUNED]
     assert sorted(RATES) == papers
+    assert sorted(TUNING) == TUNED
     assert sorted(EPOCHS) == [name for name in papers if not name.startswith("align_")]
     assert {size for size in SIZES if size not in FULL} == {name for name in SIZES if name.startswith("chinese")}
 
@@ -187,7 +193,53 @@ def test_optimisation_is_the_papers(name):
     assert (found.betas, found.eps) == by_tower["rn" in name]
 
 
-@pytest.mark.parametrize("name", [name for name in FULL if name.startswith("align_")])
+# Batch, steps, rate, decay, warm-up of what is tuned: Jia et al. 2021, sections 5.2 and 5.4; Yang et al. 2022 and Zhai
+# et al. 2019, released code. ImageNet has 1,281,167 pictures to train on.
+TUNING = {
+    "align_coco_finetune": (2048, 6000, 1e-5, 1e-5, 0),
+    "align_flickr30k_finetune": (2048, 3000, 1e-5, 1e-5, 0),
+    "align_imagenet_frozen": (1024, round(100 * 1_281_167 / 1024), 0.1, 0.0, 0),
+    "align_imagenet_full": (1024, round(100 * 1_281_167 / 1024), 0.01, 0.0, 0),
+    "chinese_clip_coco_cn_finetune": (8 * 1024, 20 * 3, 3e-5, 1e-3, 6),
+    "chinese_clip_muge_finetune": (8 * 128, 735, 5e-5, 1e-3, 100),
+    "vtab_1k": (512, 2500, 0.01, 0.0, 0),
+}
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_tuning_is_the_papers(name):
+    settings = settings_of(name)
+    found, batch = settings.optimization, settings.loading.global_batch_size
+    figures = (batch, settings.run.num_steps, found.learning_rate, found.weight_decay, found.warmup_steps)
+    assert figures == TUNING[name]
+    optimizer = "sgd" if verb_of(name) == "classify" else "lamb" if name.startswith("align_") else "adamw"
+    assert found.optimizer == optimizer
+
+
+@pytest.mark.parametrize("name", ["align_imagenet_frozen", "align_imagenet_full"])
+def test_aligns_rate_on_imagenet_falls_to_a_fifth_every_thirty_epochs(name):
+    settings = settings_of(name)
+    found, epoch = settings.optimization, 1_281_167 / 1024
+    rates = [learning_rate_at(round(at * epoch), settings.run.num_steps, found) for at in (0, 29.9, 30.1, 60.1, 99.9)]
+    assert [rate / found.learning_rate for rate in rates] == pytest.approx([1, 1, 0.2, 0.04, 0.008])
+    assert (found.optimizer, found.momentum) == ("sgd", 0.9)
+    frozen = name == "align_imagenet_frozen"
+    assert (found.frozen, found.rate_factors) == ((["vision_model"], {}) if frozen else ([], {"vision_model": 0.1}))
+    # Trained at 289 and 475, tested at 360 and 600 pixels.
+    at_first = SIZES["align_b7_bert_base"]["vision_config"]["image_size"]
+    size = settings.model.config.get("vision_config", {}).get("image_size", at_first)
+    assert (size, settings.test_image_size) == ((289, 360) if frozen else (475, 600))
+
+
+def test_vtabs_rate_falls_to_a_tenth_at_750_1500_and_2250_steps():
+    settings = settings_of("vtab_1k")
+    found = settings.optimization
+    rates = [learning_rate_at(step, 2500, found) for step in (0, 749, 750, 1499, 1500, 2250, 2499)]
+    assert [rate / found.learning_rate for rate in rates] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001, 0.001])
+    assert settings.data.drawn == (0, 1000)
+
+
+@pytest.mark.parametrize("name", ["align_b7_bert_base", "align_b3_bert_mini"])
 def test_aligns_crop_has_289_of_346_pixels_and_its_loss_the_sum_of_both_directions(name):
     settings = settings_of(name)
     assert {round(346 * math.sqrt(scale)) for scale in settings.augmentation.crop_scale} == {289}
@@ -314,10 +366,11 @@ def test_a_tiny_recipe_leaves_a_model_and_finite_figures_of_each_language(name, 
     figures = last_figures(folder)
     assert figures["step"] == 4
     # In each process's batch a source has the rows that its share gives, so that both languages come in every step.
-    wanted = {"pretrain": [], "train": ["loss", "recall", "share"], "distill": ["loss", "cosine"]}[verb_of(name)]
+    wanted = {"train": ["loss", "recall", "share"], "distill": ["loss", "cosine"]}.get(verb_of(name), [])
     names = ["loss", "grad_norm", *(f"{figure}/{language}" for figure in wanted for language in settings.languages)]
     assert all(math.isfinite(figures[figure]) for figure in names), figures
-    model_class = KoEnClipForPreTraining if verb_of(name) == "pretrain" else AutoModel
+    heads = {"pretrain": KoEnClipForPreTraining, "classify": AutoModelForImageClassification}
+    model_class = heads.get(verb_of(name), AutoModel)
     model = model_class.from_pretrained(folder)
     assert all(weight.isfinite().all() for weight in model.parameters())
     if model_class is AutoModel:
@@ -341,6 +394,19 @@ def test_a_locked_tower_is_the_one_it_came_from_and_the_next_stage_moves_it(trai
     # Stage 1 starts from the BERT of ALIGN and trains it.
     assert {name: locked[name].shape for name in text} == {name: bert[name].shape for name in text}
     assert not all(torch.equal(locked[name], bert[name]) for name in text)
+
+
+def test_a_classifiers_tower_is_the_one_it_came_from_until_all_weights_train(trained):
+    folder = trained / "runs" / "tiny"
+    start = weights_of(trained, "clip_vit")
+    frozen, full = (
+        AutoModelForImageClassification.from_pretrained(folder / f"classify_{name}").state_dict()
+        for name in ("frozen", "full")
+    )
+    tower = [name for name in start if name.startswith("vision_model.")]
+    assert tower and all(torch.equal(start[name], frozen[name]) for name in tower)
+    assert not all(torch.equal(frozen[name], full[name]) for name in tower)
+    assert not torch.equal(frozen["classifier.weight"], full["classifier.weight"])
 
 
 def test_figures_on_held_out_data_stand_in_the_logs(trained):
@@ -389,7 +455,7 @@ def test_the_training_page_names_every_recipe_and_no_other():
     for size, stage in itertools.product(re.findall(r"`([a-z0-9_]+)`", sizes), ("stage1", "stage2")):
         named.add(f"chinese_clip_{size}_{stage}")
     assert set(FULL) | set(TINY) <= named
-    prefixes = ("kelip_", "clip_", "align_", "chinese_clip_", "tiny_", "finetune_", "distill_")
+    prefixes = ("kelip_", "clip_", "align_", "chinese_clip_", "tiny_", "finetune_", "distill_", "vtab_")
     assert {name for name in named if name.startswith(prefixes)} <= set(RECIPES)
     assert set(re.findall(r"(?:ko-en-clip|-m ko_en_clip) ([a-z-]+)", page)) <= set(VERBS)
 

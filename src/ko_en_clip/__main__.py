@@ -12,8 +12,9 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from .commands import demo, distill, evaluate, pretrain, publish, train, train_tokenizer
+from .commands import classify, demo, distill, evaluate, pretrain, publish, train, train_tokenizer
 from .settings_files import build_settings, find_settings_file, packaged
+from .training.classification import ClassificationSettings
 from .training.settings import ContrastiveSettings, DistillationSettings, StageSettings
 
 VERBS: dict[str, tuple[type, Callable[[Any], None], str]] = {
@@ -22,6 +23,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "pretrain": (StageSettings, pretrain.run, "masked pre-training of the vision tower (MAE)"),
     "train": (ContrastiveSettings, train.run, "contrastive training of both towers"),
     "distill": (DistillationSettings, distill.run, "a text tower taught by an English model's on parallel text"),
+    "classify": (ClassificationSettings, classify.run, "a picture classifier from a trained model"),
     "evaluate": (evaluate.EvaluateSettings, evaluate.run, "zero-shot classification and retrieval in both languages"),
     "publish": (publish.PublishSettings, publish.publish, "a bundle that loads without this package, and the Hub"),
 }

@@ -20,6 +20,7 @@ import ko_en_clip.training.loop as loop
 from ko_en_clip import KoEnClipModel
 from ko_en_clip.data.digits import load_digit_pairs
 from ko_en_clip.settings_files import load_settings
+from ko_en_clip.training.classification import ClassificationSettings, train_classifier
 from ko_en_clip.training.contrastive import train_contrastive
 from ko_en_clip.training.distillation import distill
 from ko_en_clip.training.mae import pretrain_mae
@@ -71,6 +72,18 @@ STAGES: dict[str, Callable[[Path], dict[str, Any]]] = {
         "finetuning": {"lora": {"rank": 2, "dropout": 0.1}},
     },
     "wise_ft": lambda folder: {"model": {"init": str(folder / "clip")}, "finetuning": {"trained_share": 0.5}},
+    "classify": lambda folder: {
+        "model": {"init": str(folder / "clip")},
+        "labels": {"column": "left"},
+        "optimization": {
+            "optimizer": "sgd",
+            "momentum": 0.9,
+            "schedule": "step",
+            "decay_steps": 2,
+            "decay_factor": 0.2,
+            "rate_factors": {"vision_model": 0.1},
+        },
+    },
     "passes": lambda folder: {
         "model": {"init": str(folder / "chinese_clip"), "config": {"vision_config": {"patch_dropout": 0.25}}},
         "run": {"gradient_accumulation_steps": 2},
@@ -80,6 +93,7 @@ STAGES: dict[str, Callable[[Path], dict[str, Any]]] = {
 _TRAINED_BY: dict[str, tuple[type[StageSettings], Callable[[Any], None]]] = {
     "pretrain": (StageSettings, pretrain_mae),
     "distill": (DistillationSettings, distill),
+    "classify": (ClassificationSettings, train_classifier),
 }
 
 

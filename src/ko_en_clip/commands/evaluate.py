@@ -14,6 +14,7 @@ from accelerate import PartialState
 from ..evaluation.embeddings import open_encoder
 from ..evaluation.evaluation_report import write_evaluation_report
 from ..evaluation.features import FeatureCache
+from ..evaluation.image_classifiers import classify_suite, is_classifier, open_classifier
 from ..evaluation.judging import Outcome, run_suite
 from ..evaluation.metrics import SCHEMA_VERSION, Result
 from ..evaluation.published import Comparison, published_for
@@ -29,7 +30,8 @@ class EvaluateSettings:
     """Judge a model."""
 
     model: str
-    """Folder or Hub id of a model of CLIP's kind, of transformers or sentence-transformers."""
+    """Folder or Hub id of a model of CLIP's kind, of transformers or sentence-transformers; or of a picture
+    classifier, which is asked for its own classes."""
     suite: str | list[str]
     """Packaged suite or YAML file of one's own; or a list of them."""
     peers: list[str] = field(default_factory=list)
@@ -90,6 +92,10 @@ def run(settings: EvaluateSettings) -> None:
 
 def evaluate(model: str, suites: Sequence[SuiteSettings], features: Path) -> list[Outcome]:
     """What a model does on each suite; features are kept in a folder."""
+    if is_classifier(model):
+        classifier = open_classifier(model)
+        logits = FeatureCache(features, classifier.fingerprint())
+        return [classify_suite(classifier, suite, logits) for suite in suites]
     encoder = open_encoder(model)
     cache = FeatureCache(features, encoder.fingerprint())
     return [run_suite(encoder, suite, cache) for suite in suites]

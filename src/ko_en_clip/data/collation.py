@@ -41,6 +41,9 @@ class Collator:
                 batch["local_pixel_values"] = self._pixels([view.local_views for view in views], generator)
         if examples[0].captions:
             batch |= self._texts(examples, generator)
+        labels = [example.label for example in examples if example.label is not None]
+        if labels:
+            batch["labels"] = torch.tensor(labels)
         batch["keys"] = [example.key for example in examples]
         batch["skipped"] = [entry for example in examples for entry in example.skipped]
         return batch

@@ -32,8 +32,9 @@ _PLAY = 3
 def load_digit_pairs(split: str, name: str | None = None) -> datasets.Dataset:
     """The pairs of one split.
 
-    Columns: `image` (32 x 32 grey PNG), `caption_ko` and `caption_en` (lists of phrasings), `pair` ("3 7") and `seen`
-    (whether training has pictures of this ordered pair). 20 of the 100 ordered pairs occur in the test split only.
+    Columns: `image` (32 x 32 grey PNG), `caption_ko` and `caption_en` (lists of phrasings), `pair` ("3 7"), `left`
+    (the left digit as a class, named in Korean) and `seen` (whether training has pictures of this ordered pair). 20 of
+    the 100 ordered pairs occur in the test split only.
 
     Args:
         split: "train" (24,000 pictures of 80 ordered pairs) or "test" (2,000 pictures, 20 of each ordered pair).
@@ -57,6 +58,7 @@ def load_digit_pairs(split: str, name: str | None = None) -> datasets.Dataset:
             "caption_ko": datasets.List(datasets.Value("string")),
             "caption_en": datasets.List(datasets.Value("string")),
             "pair": datasets.Value("string"),
+            "left": datasets.ClassLabel(names=list(_KOREAN)),
             "seen": datasets.Value("bool"),
         }
     )
@@ -113,6 +115,7 @@ def _rows(split: str, one_language: bool) -> Iterator[dict[str, Any]]:
             "caption_ko": [] if turn == 1 else korean_captions(left, right, numerals=not one_language),
             "caption_en": [] if turn == 0 else english_captions(left, right, numerals=not one_language),
             "pair": f"{left} {right}",
+            "left": left,
             "seen": (left, right) not in unseen,
         }
 

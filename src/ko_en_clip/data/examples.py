@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .augmentation import AugmentationSettings, MultiCropSettings, Views, random_views
+from .class_labels import ClassColumn
 from .pairs import PairRow, UnreadablePictureError
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ class Example(NamedTuple):
     """A random number; the first of a batch seeds what is drawn for the whole batch."""
     skipped: list[tuple[str, str]]
     """Rows that were passed over on the way to this one, with the reason."""
+    label: int | None = None
+    """Class of the row, where classes are learned."""
 
 
 class UnusableRowError(Exception):
@@ -74,12 +77,15 @@ class ExampleMaker:
     required_language: str | None = None
     """Language in which a row needs a text. All texts of an example then mean the same: of several in a language,
     those at one place do, as in a translated set, and a place is drawn."""
+    classes: ClassColumn | None = None
+    """Column of the classes, where they are learned."""
 
     def __call__(self, row: PairRow, epoch: int) -> Example:
         """The example of a row in an epoch.
 
         Raises:
             UnusableRowError: the picture does not decode, or captions are wanted and there is none.
+            ValueError: a class is wanted, and the row has none.
         """
         picture = self._picture(row) if self.with_pictures else None
         captions = row.captions() if self.with_text else {}
@@ -93,7 +99,8 @@ class ExampleMaker:
         if picture is not None:
             views = random_views(picture, self.image_size, self.augmentation, self.crops, generator)
         draw = int(torch.randint(2**62, (), generator=generator))
-        return Example(views, drawn, row.group(), self._key(row), draw, [])
+        label = None if self.classes is None else self.classes.number(row)
+        return Example(views, drawn, row.group(), self._key(row), draw, [], label)
 
     def _drawn_place(
         self, row: PairRow, captions: dict[str, list[str]], generator: torch.Generator

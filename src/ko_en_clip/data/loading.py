@@ -21,6 +21,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ..processing_ko_en_clip import KoEnClipProcessor
 from .augmentation import AugmentationSettings, MultiCropSettings
+from .class_labels import ClassColumn
 from .collation import Collator
 from .examples import ExampleMaker, generator_for
 from .feeds import BatchStream, DiskFeed, Feed, StreamFeed
@@ -133,6 +134,7 @@ def make_loader(
     rank: int,
     num_processes: int,
     required_language: str | None = None,
+    classes: ClassColumn | None = None,
 ) -> BatchLoader:
     """This process's batches of a run to `num_steps`, in order, from its beginning or from a state on.
 
@@ -150,10 +152,12 @@ def make_loader(
         rank: number of this process.
         num_processes: how many there are.
         required_language: language in which every row needs a text; those without are passed over.
+        classes: column of classes that batches hold as `labels`, int64, (rows,).
 
     Raises:
         ValueError: the batch does not divide among the processes, or is larger than the data sets; shares do not
-            fit; pictures or captions are wanted and a source names no column of them; a streamed source has fewer
+            fit; pictures or captions are wanted and a source names no column of them; a class is none, which of a
+            streamed source is found out where the row is read; a streamed source has fewer
             rows than readers; or the state is of a run with another seed, other data, or, where a source is streamed,
             another number of processes or workers.
     """
@@ -165,6 +169,7 @@ def make_loader(
     if streamed:
         made_with |= {"processes": num_processes, "workers": loading.num_workers, "block": loading.shuffle_block}
     _check_sources(sources, loading, num_processes, with_pictures=with_pictures, with_text=with_text)
+    _check_classes(sources, classes)
     _check_state(state, made_with)
     makers = _makers(
         sources,
@@ -176,6 +181,7 @@ def make_loader(
         with_text=with_text,
         seed=seed,
         required_language=required_language,
+        classes=classes,
     )
     feeds: list[Feed] = [
         StreamFeed(source, make, loading.shuffle_block)
@@ -212,6 +218,7 @@ def _makers(
     with_text: bool,
     seed: int,
     required_language: str | None,
+    classes: ClassColumn | None,
 ) -> list[ExampleMaker]:
     return [
         ExampleMaker(
@@ -225,6 +232,7 @@ def _makers(
             every_language=loading.every_language,
             by_shares=bool(loading.language_shares),
             required_language=required_language,
+            classes=classes,
             # Rows of the same number in two sources are drawn for apart.
             seed=seed if number == 0 else int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]),
         )
@@ -252,6 +260,16 @@ def _check_sources(
             f"language_shares has the languages {sorted(loading.language_shares)}, and the captions {sorted(known)}; "
             "give a share for each language of the captions."
         )
+
+
+def _check_classes(sources: Sequence[Source], classes: ClassColumn | None) -> None:
+    """Check the classes of all rows that lie on disk, so that no wrong one comes up after hours."""
+    if classes is None:
+        return
+    for source in sources:
+        source.require_column(classes.column, "labels.column")
+        if isinstance(source, PairSet):
+            classes.check(source)
 
 
 def _check_state(state: Mapping[str, Any] | None, made_with: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 import torch
 
 from ..image_decoding_ko_en_clip import decode
@@ -26,6 +27,7 @@ _BUILDERS = {
     ".jsonl": "json",
 }
 _TEXT_TYPES = ("string", "large_string")
+_DRAW_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,10 @@ class DataSettings:
     which equal captions were drawn are treated so."""
     where: dict[str, str | int | bool] = field(default_factory=dict)
     """Keep only rows whose column has this value, as in {"skin_tone": false}."""
+    drawn: tuple[int, int] | None = None
+    """Keep only rows at these places, the first and the one after the last, of an order that is drawn at random and is
+    the same for every set of as many rows: [0, 1000] are a thousand rows, and [0, 800] and [800, 1000] of them what
+    VTAB trains on and what it chooses settings by (Zhai et al. 2019; its released code, which looks at no class)."""
     share: float | None = None
     """Share of every training batch that comes from here, where there are several sources: of all of them or of none.
     Without it sources have shares in proportion to their rows."""
@@ -66,6 +72,10 @@ class DataSettings:
             raise ValueError(f"image is null and captions is empty, so nothing of {self.path} would be read; set one.")
         if self.share is not None and not 0.0 < self.share <= 1.0:
             raise ValueError(f"share is {self.share}; it must be above 0 and at most 1, or absent.")
+        if self.drawn is not None and not 0 <= self.drawn[0] < self.drawn[1]:
+            raise ValueError(f"drawn is {list(self.drawn)}; it must be two places with 0 <= first < last.")
+        if self.drawn is not None and self.streaming:
+            raise ValueError(f"drawn is {list(self.drawn)}, and streaming reads all rows; set streaming to false.")
         if self.streaming and "[" in self.split:
             raise ValueError(
                 f"split is {self.split!r}, and streaming reads whole splits; name one without brackets, or set "
@@ -91,8 +101,8 @@ class PairRow:
     def __init__(self, cells: Mapping[str, Any], number: int, settings: DataSettings):
         self.cells, self.number, self.settings = cells, number, settings
 
-    def _cell(self, column: str) -> Any:
-        """A cell, also one inside a struct, as in json.caption_ko."""
+    def cell(self, column: str) -> Any:
+        """What a column holds, also one inside a struct, as in json.caption_ko."""
         if column in self.cells:
             return self.cells[column]
         outer, _, inner = column.partition(".")
@@ -100,13 +110,13 @@ class PairRow:
 
     def matches(self) -> bool:
         """Whether the row is one of those that `where` keeps."""
-        return all(self._cell(column) == value for column, value in self.settings.where.items())
+        return all(self.cell(column) == value for column, value in self.settings.where.items())
 
     def key(self) -> str:
         """What a person finds the row by: its `__key__` or the picture's path where there is one, and its number."""
         if "__key__" in self.cells:
             return f"{self.cells['__key__']} (row {self.number})"
-        cell = None if self.settings.image is None else self._cell(self.settings.image)
+        cell = None if self.settings.image is None else self.cell(self.settings.image)
         path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
         return f"{path} (row {self.number})" if path else f"row {self.number}"
 
@@ -123,7 +133,7 @@ class PairRow:
         if self.settings.image is None:
             raise ValueError(f"pictures of {self.settings.path} are wanted, and image is null; name their column.")
         try:
-            return decode(_encoded(self._cell(self.settings.image)), mode)
+            return decode(_encoded(self.cell(self.settings.image)), mode)
         except (OSError, ValueError) as error:
             raise UnreadablePictureError(self.key(), str(error)) from error
 
@@ -131,14 +141,14 @@ class PairRow:
         """Captions by language; languages without one are left out."""
         found: dict[str, list[str]] = {}
         for column, language in self.settings.captions.items():
-            texts = texts_of(self._cell(column))
+            texts = texts_of(self.cell(column))
             if texts:
                 found.setdefault(language, []).extend(texts)
         return found
 
     def group(self) -> str | None:
         """What the row means, where a group column says so; None where the cell is empty."""
-        cell = None if self.settings.group is None else self._cell(self.settings.group)
+        cell = None if self.settings.group is None else self.cell(self.settings.group)
         return None if cell is None or cell == "" else str(cell)
 
 
@@ -152,9 +162,10 @@ class PairSet:
             ValueError: a column is missing or of the wrong type, or no row is left.
         """
         for column, value in settings.where.items():
-            _require_column(rows.features, column, "where")
+            require_column(rows.features, column, "where")
             kept = [number for number, cell in enumerate(_cells(rows, column)) if cell == value]
             rows = rows.select(kept)
+        rows = rows if settings.drawn is None else rows.select(_drawn(settings, len(rows)))
         if len(rows) == 0:
             kept_by = f" that match {settings.where}" if settings.where else ""
             raise ValueError(f"{settings.path} (split {settings.split!r}) is empty: it has no rows{kept_by}.")
@@ -173,13 +184,13 @@ class PairSet:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def require_column(self, column: str, setting: str) -> None:
-        """Check that a column which a setting names is there.
+    def require_column(self, column: str, setting: str) -> Any:
+        """The type of a column which a setting names.
 
         Raises:
-            ValueError: it is not; the message lists those there are.
+            ValueError: it is not there; the message lists those there are.
         """
-        _require_column(self.rows.features, column, setting)
+        return require_column(self.rows.features, column, setting)
 
     def row(self, index: int) -> PairRow:
         """A row; read once for the questions that follow each other."""
@@ -295,6 +306,15 @@ def _are_tsv(files: Sequence[str]) -> bool:
     return all(Path(file).suffix == ".tsv" for file in files)
 
 
+def _drawn(settings: DataSettings, num_rows: int) -> list[int]:
+    """Numbers of the rows at the places that are asked for."""
+    assert settings.drawn is not None
+    first, last = settings.drawn
+    if last > num_rows:
+        raise ValueError(f"drawn is {list(settings.drawn)}, and {settings.path} has {num_rows} rows; ask for fewer.")
+    return np.random.default_rng(_DRAW_SEED).permutation(num_rows)[first:last].tolist()
+
+
 def _encoded(cell: Any) -> bytes:
     if isinstance(cell, Mapping):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
@@ -310,7 +330,7 @@ def check_columns(features: Mapping[str, Any], settings: DataSettings) -> None:
         ValueError: one does not; the message lists the columns there are.
     """
     if settings.image is not None:
-        image = _require_column(features, settings.image, "image")
+        image = require_column(features, settings.image, "image")
         types = ("binary", "large_binary", *_TEXT_TYPES)
         if not isinstance(image, datasets.Image | dict) and getattr(image, "dtype", None) not in types:
             raise ValueError(
@@ -318,7 +338,7 @@ def check_columns(features: Mapping[str, Any], settings: DataSettings) -> None:
                 f"type; the data set has {_columns(features)}."
             )
     for column in settings.captions:
-        feature = _require_column(features, column, "captions")
+        feature = require_column(features, column, "captions")
         item = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
         if getattr(item, "dtype", None) not in _TEXT_TYPES:
             raise ValueError(
@@ -326,10 +346,10 @@ def check_columns(features: Mapping[str, Any], settings: DataSettings) -> None:
                 f"the data set has {_columns(features)}."
             )
     if settings.group is not None:
-        _require_column(features, settings.group, "group")
+        require_column(features, settings.group, "group")
 
 
-def _require_column(features: Mapping[str, Any], column: str, setting: str) -> Any:
+def require_column(features: Mapping[str, Any], column: str, setting: str) -> Any:
     """The type of a column."""
     flat = _flat(features)
     if column not in flat:

@@ -23,7 +23,7 @@ from datasets.packaged_modules.webdataset.webdataset import base_plus_ext
 from tqdm import tqdm
 
 from .examples import generator_for
-from .pairs import DataSettings, PairRow, check_columns, load_arguments, open_rows
+from .pairs import DataSettings, PairRow, check_columns, load_arguments, open_rows, require_column
 
 # Rows from which the types of the columns are told where a format does not say them, as in JSON lines.
 _ROWS_FOR_TYPES = 100
@@ -52,6 +52,7 @@ class StreamedPairs:
             rows = rows.select_columns(kept)
         self.rows = rows
         self.settings = settings
+        self._features = features
         files, self._identity = _files_and_identity(settings)
         self.rows_per_shard = _rows_per_shard(self.rows, files, self._identity, settings.path)
         if len(self) == 0:
@@ -60,6 +61,10 @@ class StreamedPairs:
     def __len__(self) -> int:
         """Number of rows, those included that `where` passes over."""
         return sum(self.rows_per_shard)
+
+    def require_column(self, column: str, setting: str) -> Any:
+        """As `PairSet.require_column`."""
+        return require_column(self._features, column, setting)
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the rows in a manifest."""

@@ -16,7 +16,12 @@ MAX_POINTS = 1000
 SHOWN_ROWS = 50
 # A running mean spans a fortieth of the logs, and there is none over fewer lines than three.
 _MEAN_SHARE, _MIN_MEAN = 40, 3
-_STAGES = {"pretrain": "Masked pre-training", "train": "Contrastive training", "distill": "Distillation"}
+_STAGES = {
+    "pretrain": "Masked pre-training",
+    "train": "Contrastive training",
+    "distill": "Distillation",
+    "classify": "Classification",
+}
 
 Point = tuple[int, float]
 
@@ -37,6 +42,7 @@ _KINDS = {
     "loss": Kind("Loss", "Loss", "Mean since the line before."),
     "loss/*": Kind("Loss", "Loss by language", "Of pairs whose caption is in the language."),
     "recall/*": Kind("Loss", "Recall at 1 in the batch", "Of training pairs, mean of both directions.", percent=True),
+    "accuracy": Kind("Loss", "Accuracy in the batch", "Of training pictures, before each step.", percent=True),
     "learning_rate": Kind("Optimisation", "Learning rate", "", smooth=False),
     "grad_norm": Kind("Optimisation", "Gradient norm", "Before clipping; logarithmic scale.", scale="logarithmic"),
     "logit_scale": Kind("Optimisation", "Logit scale", "Factor on cosines.", scale="free", smooth=False),

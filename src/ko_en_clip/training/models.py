@@ -83,7 +83,7 @@ def _starting_point_of(init: str, changes: dict[str, Any]) -> tuple[KoEnClipConf
         fields[name] = tower.config_with(known)
     changed = KoEnClipConfig.from_dict({**config.to_dict(), **fields})
     if _image_size(changed) != _image_size(config):
-        processor.image_processor = _sized(processor.image_processor, _image_size(changed))
+        processor.image_processor = sized(processor.image_processor, _image_size(changed))
     return changed, processor
 
 
@@ -113,13 +113,13 @@ def _image_processor(
     size = _image_size(config)
     if vision is not None and not settings.image_processor:
         processor = tower_image_processor(vision.origin)
-        return processor if size == getattr(vision.config, "image_size", None) else _sized(processor, size)
+        return processor if size == getattr(vision.config, "image_size", None) else sized(processor, size)
     if not isinstance(size, int):
         raise ValueError(
             f"vision_config.image_size is {size!r}; training needs the side of its pictures in pixels. Towers of "
             f"{config.vision_config.model_type} without such a field cannot be trained from here."
         )
-    return _sized(KoEnClipImageProcessor(**settings.image_processor), size)
+    return sized(KoEnClipImageProcessor(**settings.image_processor), size)
 
 
 def _image_size(config: KoEnClipConfig) -> Any:
@@ -127,7 +127,7 @@ def _image_size(config: KoEnClipConfig) -> Any:
     return getattr(config.vision_config, "image_size", None)
 
 
-def _sized(processor: KoEnClipImageProcessor, side: int) -> KoEnClipImageProcessor:
+def sized(processor: KoEnClipImageProcessor, side: int) -> KoEnClipImageProcessor:
     """The image processor for squares of this side, whole or cut from the middle as it did before."""
     square = {"height": side, "width": side}
     size = {"shortest_edge": side} if processor.do_center_crop else square
@@ -184,7 +184,7 @@ def starting_model(
     weight has to be there, and the log says what came with it.
 
     Args:
-        model_class: KoEnClipModel or KoEnClipForPreTraining.
+        model_class: KoEnClipModel, KoEnClipForPreTraining or KoEnClipForImageClassification.
         config: what `starting_point` returned.
         settings: the settings that it was given.
         whole: whether every weight has to be in the folder of `init`.
@@ -219,6 +219,8 @@ def _loaded(model_class: type[Model], config: KoEnClipConfig, settings: ModelSet
     stored = KoEnClipConfig.from_pretrained(settings.init)
     if _image_size(stored) == _image_size(config):
         stored = config
+    else:
+        stored.id2label, stored.label2id = config.id2label, config.label2id
     loaded: tuple[Model, dict[str, Any]] = model_class.from_pretrained(  # type: ignore[assignment]
         settings.init,
         config=stored,
@@ -227,10 +229,12 @@ def _loaded(model_class: type[Model], config: KoEnClipConfig, settings: ModelSet
         output_loading_info=True,
     )
     model, report = loaded
-    if whole and report["missing_keys"]:
+    # A classifier is new where a joint model begins to classify.
+    missing = [name for name in report["missing_keys"] if not name.startswith("classifier.")]
+    if whole and missing:
         raise ValueError(
-            f"finetuning asks for a whole model to start from, and {settings.init} has no weights of "
-            f"{listed(report['missing_keys'])}; train it first, or leave finetuning out."
+            f"fine-tuning asks for a whole model to start from, and {settings.init} has no weights of "
+            f"{listed(missing)}; train it first. (`train` does without where finetuning is left out.)"
         )
     if stored is config:
         return model

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..data.class_labels import ClassColumn
+
 Figures = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Figures for the logs by name, each the total over this process's rows and how many rows that was."""
 
@@ -31,6 +33,8 @@ class Objective(nn.Module):
 
     required_language: str | None = None
     """Language in which every row needs a text; rows without one are passed over."""
+    classes: ClassColumn | None = None
+    """Column of classes that batches hold as `labels`."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()

@@ -33,6 +33,8 @@ def make_optimizer(model: nn.Module, settings: OptimizationSettings, seed: int =
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, **given)
+    elif settings.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
     elif settings.optimizer == "lamb":
         optimizer = Lamb(groups, **given)
     else:
@@ -114,9 +116,21 @@ def learning_rate_at(optimizer_step: int, num_steps: int, settings: Optimization
         >>> settings = OptimizationSettings(learning_rate=1.0, warmup_steps=2, schedule="linear")
         >>> [round(learning_rate_at(step, 6, settings), 3) for step in range(7)]
         [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+
+        A fifth of the rate before, every 2 steps after the warm-up.
+
+        >>> settings = OptimizationSettings(
+        ...     learning_rate=1.0, warmup_steps=1, schedule="step", decay_steps=2, decay_factor=0.2
+        ... )
+        >>> [round(learning_rate_at(step, 6, settings), 3) for step in range(6)]
+        [1.0, 1.0, 1.0, 0.2, 0.2, 0.04]
     """
     if optimizer_step < settings.warmup_steps:
         return settings.learning_rate * (optimizer_step + 1) / settings.warmup_steps
+    if settings.schedule == "step":
+        assert settings.decay_steps is not None and settings.decay_factor is not None
+        falls = (optimizer_step - settings.warmup_steps) // settings.decay_steps
+        return settings.learning_rate * settings.decay_factor**falls
     progress = (optimizer_step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
     progress = min(1.0, progress)
     if settings.schedule == "linear":

@@ -69,6 +69,10 @@ class RunSettings:
             )
 
 
+# CLIP's for ViT (Radford et al. 2021, table 18).
+BETAS, EPS = (0.9, 0.98), 1e-6
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizationSettings:
     """The optimiser, its schedule with linear warm-up, and what each part of the model is given of it.
@@ -79,23 +83,29 @@ class OptimizationSettings:
 
     learning_rate: float
     """Peak learning rate, reached at the end of the warm-up."""
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """How the rate falls to 0 after the warm-up: in a half cosine as CLIP's, or in a line as ALIGN's (Jia et al. 2021,
-    section 5)."""
+    schedule: Literal["cosine", "linear", "step"] = "cosine"
+    """How the rate falls after the warm-up: to 0 in a half cosine as CLIP's, or in a line as ALIGN's (Jia et al. 2021,
+    section 5); or in steps, as where ALIGN's features are classified (section 5.4)."""
+    decay_steps: int | None = None
+    """Optimiser steps between two falls of the schedule `step`."""
+    decay_factor: float | None = None
+    """Factor on the rate at each of them."""
     warmup_steps: int = 0
     """Optimiser steps over which the rate rises from 0."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    """Decay of the moments."""
-    eps: float = 1e-6
-    """Added to the root of the second moment."""
+    betas: tuple[float, float] = BETAS
+    """Decay of the moments; not of sgd."""
+    eps: float = EPS
+    """Added to the root of the second moment; not of sgd."""
+    momentum: float = 0.0
+    """Of sgd alone: share of the last update in the next."""
     weight_decay: float = 0.2
-    """Decoupled decay of weights of two dimensions and more."""
+    """Decay of weights of two dimensions and more: decoupled, and with sgd added to the gradient (an L2 penalty)."""
     max_grad_norm: float = 1.0
     """Norm to which the gradient of all weights together is cut. Our choice: CLIP does not say."""
-    optimizer: Literal["adamw", "adamw_8bit", "lamb"] = "adamw"
+    optimizer: Literal["adamw", "adamw_8bit", "lamb", "sgd"] = "adamw"
     """adamw keeps 8 bytes of moments a weight. adamw_8bit keeps 2, quantised in blocks (Dettmers et al. 2022), where
     CLIP halves them (Radford et al. 2021, section 2.5); it needs the extra `lowmem`. lamb scales each matrix's update
-    to the matrix (You et al. 2020), as ALIGN does."""
+    to the matrix (You et al. 2020), as ALIGN does. sgd has `momentum`, as where ALIGN's features are classified."""
     bf16_text_weights: bool = False
     """Keep the text tower's weights in bfloat16 while they train, each update rounded up or down at random so that it
     counts on average (Radford et al. 2021, section 2.5); with adamw_8bit and run.precision bf16. The model that the
@@ -120,6 +130,7 @@ class OptimizationSettings:
             (all(0 <= beta < 1 for beta in self.betas), f"betas are {self.betas}; each must be in [0, 1)"),
             (0 < self.eps < inf, f"eps is {self.eps}; it must be above 0"),
             (0 <= self.weight_decay < inf, f"weight_decay is {self.weight_decay}; it must not be negative"),
+            (0 <= self.momentum < 1, f"momentum is {self.momentum}; it must be in [0, 1)"),
             (self.max_grad_norm > 0, f"max_grad_norm is {self.max_grad_norm}; it must be above 0"),
             (0 < self.layer_decay <= 1, f"layer_decay is {self.layer_decay}; it must be in (0, 1]"),
             (
@@ -127,6 +138,7 @@ class OptimizationSettings:
                 f"bf16_text_weights is set and optimization.optimizer is {self.optimizer!r}, which rounds to the "
                 "nearest number, so that small updates are lost; set it to adamw_8bit",
             ),
+            *self._rules_of_choices(),
         ]
         for part, factor in self.rate_factors.items():
             rule = "it must be above 0; to keep the part as it is, name it in optimization.frozen"
@@ -134,6 +146,30 @@ class OptimizationSettings:
         broken = [f"optimization.{message}." for kept, message in rules if not kept]
         if broken:
             raise ValueError(" ".join(broken))
+
+    def _rules_of_choices(self) -> list[tuple[bool, str]]:
+        """Whether what the optimiser and the schedule need is given, and nothing that they would not read."""
+        is_sgd, steps, factor = self.optimizer == "sgd", self.decay_steps, self.decay_factor
+        given = [name for name, value in (("decay_steps", steps), ("decay_factor", factor)) if value is not None]
+        moments = [f"betas ({self.betas})"] if self.betas != BETAS else []
+        moments += [f"eps ({self.eps})"] if self.eps != EPS else []
+        leave = "leave it out"
+        return [
+            (is_sgd or not self.momentum, f"momentum is set, and {self.optimizer} has betas; {leave}"),
+            (not is_sgd or not moments, f"{' and '.join(moments)}: set, and sgd has momentum alone; {leave}"),
+            (
+                self.schedule == "step" or not given,
+                f"{' and '.join(given)} is set, and the schedule {self.schedule} does not read it; {leave}",
+            ),
+            (
+                self.schedule != "step" or (steps or 0) > 0,
+                f"decay_steps is {steps}; the schedule step needs it, at least 1",
+            ),
+            (
+                self.schedule != "step" or 0 < (factor or 0) < 1,
+                f"decay_factor is {factor}; the schedule step needs it, between 0 and 1",
+            ),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

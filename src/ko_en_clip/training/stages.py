@@ -1,7 +1,7 @@
 """What every stage does round the loop: open the data, make the model, train, save."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from ..configuration_ko_en_clip import KoEnClipConfig
 from ..data.augmentation import AugmentationSettings, MultiCropSettings
-from ..data.loading import make_loader, open_sources
+from ..data.loading import Source, make_loader, open_sources
 from ..manifests import FILE_NAME
 from .checkpoints import holds_checkpoints
 from .held_out import Evaluate
 from .loop import CHECKPOINTS, run_loop
-from .models import save_run, starting_model, starting_point
+from .models import save_run, sized, starting_model, starting_point
 from .objectives import Objective
 from .settings import RunSettings, StageSettings
 
@@ -56,7 +56,9 @@ def run_stage(
     whole_start: bool = False,
     teacher: str | None = None,
     views: MultiCropSettings = ONE_VIEW,
+    configure: Callable[[KoEnClipConfig, Sequence[Source]], None] = lambda config, sources: None,
     finish: Callable[[Model], None] = lambda model: None,
+    saved_image_size: int | None = None,
     evaluate: Evaluate | None = None,
 ) -> None:
     """Open the data, make the model, train, and leave the trained model in `run.output_dir`.
@@ -71,7 +73,9 @@ def run_stage(
         whole_start: whether `model.init` must have every weight.
         teacher: folder or Hub id of the model that teaches, for the manifest.
         views: how many there are of each picture.
+        configure: what is done to the configuration once the data are open.
         finish: what is done to the trained model before it is saved.
+        saved_image_size: side of the pictures that the saved image processor makes, if not that of training.
         evaluate: figures of a model on held-out data.
 
     Raises:
@@ -91,6 +95,7 @@ def run_stage(
     _check_views(views, config)
     with accelerator.main_process_first():
         sources = open_sources(settings.sources)
+    configure(config, sources)
     model = starting_model(model_class, config, settings.model, whole=whole_start)
     # Masks and dropout differ between processes as their pictures do.
     torch.manual_seed(settings.run.seed + accelerator.process_index)
@@ -110,6 +115,7 @@ def run_stage(
         rank=accelerator.process_index,
         num_processes=accelerator.num_processes,
         required_language=objective.required_language,
+        classes=objective.classes,
     )
     num_rows = sum(len(source) for source in sources)
     progress = run_loop(accelerator, objective, lambda state: loader_from(state=state), num_rows, settings, evaluate)
@@ -121,6 +127,8 @@ def run_stage(
         trained = objective.model
         assert isinstance(trained, model_class)
         finish(trained)
+        if saved_image_size is not None:
+            processor.image_processor = sized(processor.image_processor, saved_image_size)
         save_run(
             accelerator,
             trained,

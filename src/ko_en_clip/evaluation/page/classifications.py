@@ -71,16 +71,18 @@ def classifications_of(outcome: Outcome) -> list[dict[str, Any]]:
         if scored.targets.dtype == torch.bool:
             continue
         labels = outcome.suite.labels
-        names = outcome.class_names if labels is None else labels.names[language]
+        # A classifier speaks no language; its classes are called as the suite calls them first.
+        spoken = language if labels is None or language in labels.names else next(iter(labels.names))
+        names = outcome.class_names if labels is None else labels.names[spoken]
         counts = confusion_counts(scored)
         sections.append(
             {
-                "title": f"{outcome.suite.name}, {language_name(language)}",
+                "title": f"{outcome.suite.name}, {language_name(language)}" if language != "-" else outcome.suite.name,
                 "names": names,
                 "matrix": _matrix(counts) if len(names) <= MATRIX_CLASSES else [],
                 "confusions": [] if len(names) <= MATRIX_CLASSES else frequent_confusions(counts),
                 "worst": [_worst(outcome, scored, counts, number) for number in worst_classes(counts)],
-                "lang": language if labels is not None else None,
+                "lang": spoken if labels is not None else None,
             }
         )
     return sections
