@@ -23,6 +23,7 @@ from ko_en_clip.evaluation.judging import Outcome, run_suite
 from ko_en_clip.evaluation.labels import LabelSettings
 from ko_en_clip.evaluation.page.classifications import CONFUSIONS, confusion_counts, frequent_confusions, worst_classes
 from ko_en_clip.evaluation.published import published
+from ko_en_clip.evaluation.queries import QuerySettings
 from ko_en_clip.evaluation.suite_run import Classification
 from ko_en_clip.evaluation.suites import SuiteSettings
 
@@ -214,8 +215,12 @@ def test_worst_classes_and_confusions_by_hand() -> None:
     np.testing.assert_array_equal(confusion_counts(scored(counts)), counts)
 
 
+def wrong_pictures(page: str) -> list[dict[str, str | None]]:
+    return [image for image in Elements(page).of("img") if "taken for" in (image["alt"] or "")]
+
+
 def test_wrong_pictures_are_shown_with_what_they_were_taken_for(page: str) -> None:
-    images = Elements(page).of("img")
+    images = wrong_pictures(page)
     # Three green ones in Korean, none in English.
     assert [image["alt"] for image in images] == ["초록 <b> taken for 빨강"] * 3
     for image in images:
@@ -230,7 +235,7 @@ def test_four_pictures_of_a_class_are_shown_the_furthest_from_right_first(found:
     margins = torch.tensor([0.1, 0.6, 0.3, 0.2, 0.7, -0.5])
     scores = torch.stack([torch.zeros(6), margins, torch.full((6,), -1.0)], dim=1)
     far = Classification(positions=torch.arange(6) + 3, scores=scores, targets=torch.zeros(6, dtype=torch.int64))
-    images = Elements(evaluation_page({"ours": [changed(outcome, classified={"en": far})]})).of("img")
+    images = wrong_pictures(evaluation_page({"ours": [changed(outcome, classified={"en": far})]}))
     assert [image["title"] for image in images] == ["row 8", "row 5", "row 6", "row 7"]
     assert {image["alt"] for image in images} == {"red taken for green <&>"}
 
@@ -353,3 +358,42 @@ def test_the_file_holds_the_page(found: dict[str, list[Outcome]], tmp_path: Path
     text = (tmp_path / "evaluation.html").read_text(encoding="utf-8")
     assert table(text, "figures-1") == table(evaluation_page(found), "figures-1")
     assert [file.name for file in tmp_path.iterdir()] == ["evaluation.html"]
+
+
+def test_what_retrieval_found_is_shown_with_its_answers(page: str) -> None:
+    """In Korean, green's caption is as near to the four red pictures that decode as to its own: they come first."""
+    elements = Elements(page)
+    sections = re.findall(r"<h3>([^<]*)</h3>\s*<h4>Pictures found by a text</h4>(.*?)(?=<h3>|<h2>)", page, re.DOTALL)
+    assert [title for title, _ in sections] == ["cifar10, Korean", "cifar10, English"]
+    korean, english = (body for _, body in sections)
+    [green] = [query for query in re.findall(r"<li><p>.*?</ul></li>", korean, re.DOTALL) if "초록 &lt;b&gt;" in query]
+    assert "best answer at rank 5<" in green
+    assert ["an answer" in alt for alt in re.findall('alt="(.*?)"', green)] == [False] * 4 + [True]
+    # The twin: in English every text finds its own pictures.
+    queries = re.findall(r"<li><p>.*?</ul></li>", english, re.DOTALL)
+    assert len(queries) == 3 and all("best answer at rank 1<" in query for query in queries)
+    assert all("an answer" in re.findall('alt="(.*?)"', query)[0] for query in queries)
+    assert "초록 <b>" in " ".join(elements.texts)
+
+
+def test_queries_and_clouds_are_shown_where_a_suite_has_them(tmp_path: Path, page: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        suite = suite_of(tmp_path, "colours")
+        queries = [QuerySettings(row=1, text="초록 <b>", weight=-2.0), QuerySettings(row=8, text="red")]
+        asked = dataclasses.replace(suite, tasks=["zero_shot_classification", "bilingual"], queries=queries)
+        shown = evaluation_page({"ours": [run_suite(KnowingEncoder(Forgiving(RIGHT)), asked)]})
+    Elements(shown)
+    sums = re.findall(r'<div class="sum"><img [^>]*title="(.*?)"><span>(.*?)</span>', shown)
+    assert sums == [("row 1", "minus 2 &times;<br>초록 &lt;b&gt;"), ("row 8", "plus 2 &times;<br>red")]
+    assert shown.count("Where pictures and texts lie") == 1
+    assert "Half the distance of the means of Korean and English texts is 0.00; of pictures and Korean texts" in shown
+    # The twin: a suite without them shows neither.
+    assert "plus or minus" not in page and "Where pictures and texts lie" not in page
+
+
+class Forgiving(dict[str, Sequence[float]]):
+    """Directions of texts; one that is not known is blue."""
+
+    def __missing__(self, text: str) -> Sequence[float]:
+        return BLUE
