@@ -13,7 +13,7 @@ from accelerate import PartialState
 from ..evaluation.embeddings import open_encoder
 from ..evaluation.evaluation_report import write_evaluation_report
 from ..evaluation.features import FeatureCache
-from ..evaluation.judging import Outcome, run_suite
+from ..evaluation.judging import Outcome, run_suites
 from ..evaluation.metrics import SCHEMA_VERSION, Result
 from ..evaluation.published import Comparison, published_for
 from ..evaluation.suites import SuiteSettings, load_suites
@@ -71,7 +71,7 @@ def evaluate(model: str, suites: Sequence[SuiteSettings], features: Path) -> lis
     """What a model does on each suite; features are kept in a folder."""
     encoder = open_encoder(model)
     cache = FeatureCache(features, encoder.fingerprint())
-    return [run_suite(encoder, suite, cache) for suite in suites]
+    return run_suites(encoder, suites, cache)
 
 
 def results_of(outcomes: Sequence[Outcome]) -> list[Result]:

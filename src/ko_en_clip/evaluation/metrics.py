@@ -10,6 +10,7 @@ import torch
 RECALL_AT = (1, 5, 10)
 # Of results.json: a list of Result objects under "results".
 SCHEMA_VERSION = 2
+_DRAWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,10 @@ class Result:
     """accuracy, mean_per_class_accuracy, mean_average_precision, roc_auc; of retrieval recall@K, with
     image_to_text_ or text_to_image_ before it: whether any answer is among the first K; share@K: the share of them."""
     value: float
-    """Between 0 and 1."""
+    """Between 0 and 1; of a difference between -1 and 1."""
     low: float
-    """Lower end of the 95 % bootstrap interval."""
+    """Lower end of the 95 % bootstrap interval. Shares of the task overlap have the 99.5 % Clopper-Pearson interval of
+    Radford et al. 2021, section 5; a p-value has none, and stands here again."""
     high: float
     """Upper end of it."""
     n: int
@@ -46,7 +48,7 @@ class Result:
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0, draws: int = 1000
+    statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0, draws: int = _DRAWS
 ) -> tuple[float, float, float]:
     """A statistic of all items, and the ends of its 95 % percentile bootstrap interval.
 
@@ -76,6 +78,40 @@ def measure(hits: Sequence[bool] | np.ndarray, seed: int = 0) -> tuple[float, fl
     """
     values = np.asarray(hits, dtype=np.float64)
     return bootstrap(lambda items: float(values[items].mean()), values.size, seed=seed)
+
+
+def difference_of_means(first: np.ndarray, second: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of one set of items minus that of another, and the ends of its 95 % percentile bootstrap interval.
+
+    Each of 1,000 draws takes the items of both sets anew, each set by itself.
+
+    Args:
+        first: a value an item, such as a hit, (items,).
+        second: the same of other items, (items of that set,).
+        seed: of the draws.
+
+    Raises:
+        ValueError: a set has no item.
+
+    Example:
+        Half of two items, all of three.
+
+        >>> difference_of_means(np.array([True, False]), np.array([True, True, True]))[0]
+        -0.5
+    """
+    rng = np.random.default_rng(seed)
+    means, draws = [], []
+    for items in (first, second):
+        if not len(items):
+            raise ValueError(f"the sets have {len(first)} and {len(second)} items; a mean needs one at least.")
+        # How often each distinct value comes among as many draws is multinomial: hits need two numbers a draw, not one
+        # an item.
+        values, counts = np.unique(np.asarray(items, dtype=np.float64), return_counts=True)
+        shares = counts / len(items)
+        draws.append(rng.multinomial(len(items), shares, size=_DRAWS) @ values / len(items))
+        means.append(float(shares @ values))
+    low, high = np.quantile(draws[0] - draws[1], (0.025, 0.975))
+    return means[0] - means[1], float(low), float(high)
 
 
 def mean_per_class(hits: np.ndarray, targets: np.ndarray) -> float:

@@ -12,7 +12,9 @@ from typing import Literal
 
 from ..data.pairs import DataSettings, languages_of
 from ..settings_files import find_settings_file, load_settings
+from .bias import LANGUAGES, BiasSettings
 from .labels import LabelSettings
+from .overlap import OverlapSettings
 from .queries import QuerySettings
 
 CaptionsPerImage = Literal["all", "first"]
@@ -25,6 +27,8 @@ Task = Literal[
     "few_shot",
     "knn",
     "pixel_baseline",
+    "overlap",
+    "bias",
 ]
 # Of the tasks, those that learn from labelled pictures.
 PROBES = {"linear_probe", "few_shot", "knn"}
@@ -57,6 +61,10 @@ class SuiteSettings:
     the two are not comparable; those of the first stand under the slice "first caption"."""
     queries: list[QuerySettings] = field(default_factory=list)
     """Pictures plus or minus a text; the page shows what is found."""
+    overlap: OverlapSettings | None = None
+    """Training pictures among which copies of the suite's are looked for."""
+    bias: BiasSettings | None = None
+    """Columns by which the bias probes compare pictures of people."""
     max_bad_image_share: float = 0.01
     """Share of the pictures that may fail to decode before the evaluation stops."""
 
@@ -75,10 +83,31 @@ class SuiteSettings:
             raise ValueError(f"suite {self.name} asks for pixel_baseline and has no gallery with a group.")
         if "retrieval" in self.tasks and not self.data.captions:
             raise ValueError(f"suite {self.name} asks for retrieval and data.captions names no column.")
+        self._check_sections()
         asks_for_pictures = set(self.tasks) - OF_TEXTS_ALONE
         if self.data.image is None and (asks_for_pictures or self.queries):
             asked = ", ".join(sorted(asks_for_pictures)) or "queries"
             raise ValueError(f"suite {self.name} has no pictures, and asks for {asked}, which needs some.")
+
+    def _check_sections(self) -> None:
+        for task, section in {"overlap": self.overlap, "bias": self.bias}.items():
+            if task in self.tasks and section is None:
+                raise ValueError(
+                    f"suite {self.name} asks for {task} and has no section {task}; see docs/evaluation.md."
+                )
+            if section is not None and task not in self.tasks:
+                raise ValueError(f"suite {self.name} has a section {task} that no task reads; add {task} to tasks.")
+        if self.overlap is None:
+            return
+        if not self.has_classes and "retrieval" not in self.tasks:
+            raise ValueError(
+                f"suite {self.name} asks for overlap, and has neither classes nor the task retrieval, whose hits it "
+                "would compare."
+            )
+        if self.labels is not None and self.labels.metric == "mean_average_precision":
+            raise ValueError(
+                f"suite {self.name} asks for overlap, and its pictures may be several things, so that none is a hit."
+            )
 
     @property
     def has_classes(self) -> bool:
@@ -87,8 +116,10 @@ class SuiteSettings:
 
     @property
     def languages(self) -> list[str]:
-        """Languages of the labels, or of the captions."""
-        return languages_of([self.data]) if self.labels is None else list(self.labels.names)
+        """Languages of the labels, or of the captions, or else of the words of the bias probes."""
+        if self.labels is not None:
+            return list(self.labels.names)
+        return languages_of([self.data]) or ([] if self.bias is None else list(LANGUAGES))
 
 
 def load_suites(names: Sequence[str], overrides: Sequence[str] = ()) -> list[SuiteSettings]:
