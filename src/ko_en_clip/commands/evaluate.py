@@ -14,7 +14,7 @@ from ..evaluation.embeddings import open_encoder
 from ..evaluation.evaluation_report import write_evaluation_report
 from ..evaluation.features import FeatureCache
 from ..evaluation.judging import Outcome, run_suites
-from ..evaluation.metrics import SCHEMA_VERSION, Result
+from ..evaluation.metrics import SCHEMA_VERSION, Result, asked_of
 from ..evaluation.published import Comparison, published_for
 from ..evaluation.suites import SuiteSettings, load_suites
 from ..manifests import write_text
@@ -127,14 +127,14 @@ def _print_unreadable(outcome: Outcome) -> None:
 def table(found: Mapping[str, Sequence[Result]]) -> str:
     """The figures as aligned text, in percent, with their 95 % intervals; of several models side by side.
 
-    Suites are named where there are several.
+    Suites are named where there are several. Rows are the first model's; another that lacks such a figure has a dash.
 
     Raises:
         ValueError: the models were not asked the same.
     """
     named = {model: {_key(result): result for result in results} for model, results in found.items()}
     first, *others = named.values()
-    if any(other.keys() != first.keys() for other in others):
+    if any(asked_of(other.values()) != asked_of(first.values()) for other in others):
         raise ValueError("the models' figures are of other tasks; judge them on the same suites.")
     several = len({key[0] for key in first}) > 1
     head = ["suite"] * several + ["task", "language", "slice", "metric"]
@@ -144,12 +144,14 @@ def table(found: Mapping[str, Sequence[Result]]) -> str:
     for key, result in first.items():
         row = list(key if several else key[1:])
         for results in named.values():
-            row += [
-                f"{100 * results[key].value:.1f}",
-                f"{100 * results[key].low:.1f} to {100 * results[key].high:.1f}",
-            ]
+            found_too = results.get(key)
+            row += ["-", "-"] if found_too is None else _in_percent(found_too)
         rows.append([*row, str(result.n)])
     return _aligned(rows)
+
+
+def _in_percent(result: Result) -> list[str]:
+    return [f"{100 * result.value:.1f}", f"{100 * result.low:.1f} to {100 * result.high:.1f}"]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -1,7 +1,7 @@
 """Figures and their intervals: accuracy, recall, bootstrap."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,14 @@ class Result:
                 raise ValueError(
                     f"{name} of {self.metric} on {self.dataset} is {number}; results are fractions, 0.5 for 50%."
                 )
+
+
+def asked_of(results: Iterable[Result]) -> set[tuple[str, str]]:
+    """Data sets and tasks: models can be compared where they are the same.
+
+    Figures may differ nonetheless: where nothing overlaps with training pictures there is none of Overlap.
+    """
+    return {(result.dataset, result.task) for result in results}
 
 
 def bootstrap(

@@ -95,7 +95,7 @@ def _gender_accuracy(
 def _associations(
     run: SuiteRun, kept: Sequence[int], terms: BiasTerms, genders: Sequence[str], language: Language
 ) -> list[Association]:
-    labels = [term.name for term in terms.occupations]
+    labels = [term.name if language == "en" else f"{term.name} ({term.ko})" for term in terms.occupations]
     embeds = class_embeddings(run.encoder, terms.prompts(terms.occupations, language), run.cache)
     probabilities = label_probabilities(run.image_embeds[kept], embeds, run.encoder.logit_scale())
     return [
