@@ -1,5 +1,7 @@
 """Bias probes: rates by group and language, and which occupations go with which gender."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,7 +49,7 @@ def _of_model(outcome: Outcome, name: str) -> dict[str, Any]:
         (result.language, result.slice, result.metric): result for result in outcome.results if result.task == "bias"
     }
     languages = list(dict.fromkeys(language for language, _, _ in results))
-    groups = list(dict.fromkeys(part for _, part, _ in results))
+    groups = sorted(dict.fromkeys(part for _, part, _ in results), key=_place_of_group)
     metrics = [metric for metric in _COLUMNS if (languages[0], "all", metric) in results]
     return {
         "name": name,
@@ -63,6 +65,13 @@ def _of_model(outcome: Outcome, name: str) -> dict[str, Any]:
             for language in languages
         ],
     }
+
+
+def _place_of_group(part: str) -> tuple[int, float, str]:
+    """All first; then attributes as the settings have them, and groups of age by their first number."""
+    attribute, _, name = part.partition("=")
+    first = re.match(r"\d+", name)
+    return ("all", "race", "gender", "age").index(attribute), float(first[0]) if first else math.inf, name
 
 
 def _rates(

@@ -12,8 +12,6 @@ from ..tasks.overlap import INFLATION, P_VALUE
 from .pictures import thumbnail
 from .words import Key, key_of, language_name, metric_name, p_value, percent, place_of
 
-_WAYS = {"hash": "perceptual hash", "embedding": "embedding"}
-
 
 def overlaps_of(
     judged: Sequence[Outcome], names: Sequence[str], figures: Sequence[Mapping[Key, Result]]
@@ -72,13 +70,15 @@ def _row(clean: Result, name: str, found: Mapping[Key, Result]) -> dict[str, Any
 
 
 def _search(found: NearestPairs, tests: PairSet, trains: Sequence[PairSet]) -> dict[str, Any]:
+    within = [_pair(pair, found, tests, trains) for pair in found.pairs if pair.distance <= found.threshold]
     return {
-        "way": _WAYS[found.way],
+        "way": "perceptual hash" if found.way == "hash" else "embedding",
         "setting": "hash_bits" if found.way == "hash" else "cosine_distance",
         "threshold": f"{found.threshold:g}",
-        "unit": "bits" if found.way == "hash" else "",
+        "bits": found.way == "hash",
         "num_within": f"{found.num_within:,}",
-        "within": [_pair(pair, found, tests, trains) for pair in found.pairs if pair.distance <= found.threshold],
+        "is_sample": len(within) < found.num_within,
+        "within": within,
         "beyond": [_pair(pair, found, tests, trains) for pair in found.pairs if pair.distance > found.threshold],
     }
 
@@ -89,7 +89,7 @@ def _pair(pair: NearestPair, found: NearestPairs, tests: PairSet, trains: Sequen
     return {
         "test": {"uri": thumbnail(tests.picture(pair.row)), "key": tests.key(pair.row)},
         "train": {"uri": thumbnail(train.picture(pair.train_row)), "key": f"{where}{train.key(pair.train_row)}"},
-        "distance": f"{pair.distance:.0f} bits" if found.way == "hash" else f"{pair.distance:.4f}",
+        "distance": f"{pair.distance:.0f} bits" if found.way == "hash" else f"{pair.distance:.5f}",
         "mirrored": pair.mirrored,
     }
 
