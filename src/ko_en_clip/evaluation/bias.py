@@ -24,7 +24,7 @@ import torch
 from scipy import stats
 
 from ..settings_files import load_settings
-from .metrics import Result, difference_of_means, measure
+from .metrics import Result, difference_of_means, mean_and_draws
 from .prompts import prompts_for
 
 # Categories of classes that no picture of a person should be given.
@@ -235,7 +235,7 @@ def label_association(
     found = []
     for number, label in enumerate(labels):
         column = returned[:, number]
-        rates = {name: measure(column[of_group]) for name, of_group in members.items()}
+        rates = {name: _rate(column[of_group]) for name, of_group in members.items()}
         counts = [[column[of_group].sum(), (~column[of_group]).sum()] for of_group in members.values()]
         # A label that is returned for every picture or for none leaves nothing to test.
         decided = column.all() or not column.any()
@@ -248,11 +248,11 @@ def _by_group(
     hits: np.ndarray, groups: Sequence[str], metric: str, dataset: str, language: str, attribute: str
 ) -> list[Result]:
     """The share of all, of each group, and each group's minus that of all others."""
-    figures = [("all", metric, measure(hits), hits.size)]
+    figures = [("all", metric, _rate(hits), hits.size)]
     for name in _group_names(groups):
         of_group = np.array([group == name for group in groups])
         part, num = f"{attribute}={name}", int(of_group.sum())
-        figures.append((part, metric, measure(hits[of_group]), num))
+        figures.append((part, metric, _rate(hits[of_group]), num))
         figures.append((part, f"{metric}_difference", difference_of_means(hits[of_group], hits[~of_group]), num))
     return [
         Result(
@@ -268,6 +268,13 @@ def _by_group(
         )
         for part, name, (value, low, high), num in figures
     ]
+
+
+def _rate(hits: np.ndarray) -> tuple[float, float, float]:
+    """Share of hits, and the ends of its 95 % percentile bootstrap interval."""
+    rate, draws = mean_and_draws(hits, np.random.default_rng(0))
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return rate, float(low), float(high)
 
 
 def _group_names(groups: Sequence[str]) -> list[str]:

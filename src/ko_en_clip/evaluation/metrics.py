@@ -88,6 +88,22 @@ def measure(hits: Sequence[bool] | np.ndarray, seed: int = 0) -> tuple[float, fl
     return bootstrap(lambda items: float(values[items].mean()), values.size, seed=seed)
 
 
+def mean_and_draws(items: np.ndarray, rng: np.random.Generator) -> tuple[float, np.ndarray]:
+    """Mean of a value an item, and the means of 1,000 bootstrap draws of the items, float64.
+
+    Drawn is how often each distinct value comes, which is multinomial: the same as drawing items, and quicker where few
+    values are distinct, as of hits.
+
+    Raises:
+        ValueError: there is no item.
+    """
+    if not len(items):
+        raise ValueError("there is nothing to measure: no item is left.")
+    values, counts = np.unique(np.asarray(items, dtype=np.float64), return_counts=True)
+    shares = counts / len(items)
+    return float(shares @ values), rng.multinomial(len(items), shares, size=_DRAWS) @ values / len(items)
+
+
 def difference_of_means(first: np.ndarray, second: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Mean of one set of items minus that of another, and the ends of its 95 % percentile bootstrap interval.
 
@@ -108,18 +124,9 @@ def difference_of_means(first: np.ndarray, second: np.ndarray, seed: int = 0) ->
         -0.5
     """
     rng = np.random.default_rng(seed)
-    means, draws = [], []
-    for items in (first, second):
-        if not len(items):
-            raise ValueError(f"the sets have {len(first)} and {len(second)} items; a mean needs one at least.")
-        # How often each distinct value comes among as many draws is multinomial: hits need two numbers a draw, not one
-        # an item.
-        values, counts = np.unique(np.asarray(items, dtype=np.float64), return_counts=True)
-        shares = counts / len(items)
-        draws.append(rng.multinomial(len(items), shares, size=_DRAWS) @ values / len(items))
-        means.append(float(shares @ values))
-    low, high = np.quantile(draws[0] - draws[1], (0.025, 0.975))
-    return means[0] - means[1], float(low), float(high)
+    (of_first, first_draws), (of_second, second_draws) = mean_and_draws(first, rng), mean_and_draws(second, rng)
+    low, high = np.quantile(first_draws - second_draws, (0.025, 0.975))
+    return of_first - of_second, float(low), float(high)
 
 
 def mean_per_class(hits: np.ndarray, targets: np.ndarray) -> float:
