@@ -91,8 +91,8 @@ def measure(hits: Sequence[bool] | np.ndarray, seed: int = 0) -> tuple[float, fl
 def mean_and_draws(items: np.ndarray, rng: np.random.Generator) -> tuple[float, np.ndarray]:
     """Mean of a value an item, and the means of 1,000 bootstrap draws of the items, float64.
 
-    Drawn is how often each distinct value comes, which is multinomial: the same as drawing items, and quicker where few
-    values are distinct, as of hits.
+    Drawn is how often each distinct value comes, which is multinomial: the same as drawing items, and quicker where
+    few values are distinct, as of hits.
 
     Raises:
         ValueError: there is no item.

@@ -55,9 +55,8 @@ def _people(run: SuiteRun) -> tuple[list[int], dict[str, list[str]]]:
     cells = {attribute: _names(run, column) for attribute, column in settings.columns.items()}
     kept = [number for number, labels in enumerate(zip(*cells.values(), strict=True)) if None not in labels]
     if not kept:
-        raise ValueError(
-            f"no picture of suite {run.suite.name} has a label in all of {list(settings.columns.values())}."
-        )
+        named = ", ".join(settings.columns.values())
+        raise ValueError(f"no picture of suite {run.suite.name} has a label in all of the columns {named}.")
     return kept, {attribute: [str(names[number]) for number in kept] for attribute, names in cells.items()}
 
 
