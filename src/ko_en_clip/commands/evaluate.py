@@ -59,6 +59,8 @@ def run(settings: EvaluateSettings) -> None:
         write_results(folder / "results.json", found)
         write_evaluation_report(folder / "evaluation.html", found)
         print(table({model: results_of(outcomes) for model, outcomes in found.items()}))
+        if any(suite.overlap is not None for suite in suites):
+            print("Intervals of accuracy and recall of overlap, and of its share, are of 99.5 % (Clopper-Pearson).")
         beside = published_for(results_of(found[settings.model]))
         if beside:
             print(f"\nPublished figures of the same kind, and {settings.model}'s:\n{published_table(beside)}")

@@ -11,7 +11,6 @@ from scipy import fft
 from ..data.pairs import PairSet
 from .features import FeatureCache, pictures_made
 
-HASH_BITS = 64
 _SIDE = 32
 # Stands where the cache has the model's fingerprint: hashes are the same for all models.
 _MADE_BY = "perceptual hash of 64 bits"
