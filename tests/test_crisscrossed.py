@@ -570,9 +570,9 @@ def test_ratings_are_checked_before_pictures_are_embedded(tmp_path: Path) -> Non
 
 
 def test_suites_without_what_they_need_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="asks for crisscrossed_retrieval and has no crisscrossed"):
+    with pytest.raises(ValueError, match="asks for crisscrossed_retrieval and has no section crisscrossed"):
         suite(tmp_path, "crisscrossed_retrieval", crisscrossed=None)
-    with pytest.raises(ValueError, match="has crisscrossed, which none of its tasks reads"):
+    with pytest.raises(ValueError, match="has a section crisscrossed that no task reads"):
         suite(tmp_path, "retrieval")
     two = DataSettings(path="split.parquet", captions={"captions_en": "en", "others": "en"})
     with pytest.raises(ValueError, match="one column a language is needed"):

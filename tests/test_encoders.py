@@ -123,6 +123,11 @@ def test_a_peer_says_what_it_says_by_itself(peer, tmp_path):
         # 1e-5: float32; ALIGN leaves its own text embeddings unnormalised.
         assert_close(embeds, torch.nn.functional.normalize(expected, dim=1), rtol=0, atol=1e-5)
         assert (embeds - embeds.flip(0)).abs().max() > 1e-4
+    # The factor is that of the model's own logits, but for SigLIP's bias, which all of a pair's share.
+    cosines, logits = found[0] @ found[1].T, outputs.logits_per_image
+    # 1e-4: logits of up to 20 in float32.
+    assert_close(encoder.logit_scale() * (cosines - cosines[0, 0]), logits - logits[0, 0], rtol=0, atol=1e-4)
+    assert encoder.logit_scale() > 0 and (logits - logits[0, 0]).abs().max() > 1e-3
     # What is said of a text does not depend on its company.
     assert_close(encoder.texts(TEXTS[:1]), found[1][:1], rtol=0, atol=1e-5)
 
@@ -176,6 +181,8 @@ def test_a_folder_of_sentence_transformers_says_what_it_says_by_itself(tiny_mode
     # 1e-5: float32, texts padded otherwise.
     assert_close(encoder.texts(TEXTS), ours.texts(TEXTS), rtol=0, atol=1e-5)
     assert_close(encoder.images(pictures), ours.images(pictures), rtol=0, atol=1e-5)
+    # One keeps no scale, and CLIP's stands in; the other begins where CLIP does, at 1 / 0.07 (Radford et al. 2021).
+    assert encoder.logit_scale() == 100 and ours.logit_scale() == pytest.approx(1 / 0.07, rel=1e-3)
     assert encoder.fingerprint() == open_encoder(str(tmp_path / "sentences")).fingerprint() != ours.fingerprint()
 
 

@@ -145,12 +145,14 @@ def test_fingerprints_are_of_weights_and_of_what_makes_tensors(tiny_model, tiny_
 
 @pytest.fixture
 def judged(tiny_model, tiny_processor, tmp_path):
-    """A model's folder, and a suite on 30 pictures, two of them bad."""
+    """A model's folder, and a suite on 30 pictures, two of them bad; the first ten are training pictures too."""
     tiny_model.save_pretrained(tmp_path / "model")
     tiny_processor.save_pretrained(tmp_path / "model")
     data = {"path": str(pictures_file(tmp_path, 30, bad=(3, 17))), "captions": {"ko": "ko", "en": "en"}}
     suite = {"name": "dots", "data": {**data, "group": "group"}, "max_bad_image_share": 0.2}
-    tasks = ["zero_shot_classification", "retrieval", "text_retrieval"]
+    # A file name of the same length, so of the same dots.
+    suite["overlap"] = {"train": {"path": str(pictures_file(tmp_path, 10, file="training.parquet"))}}
+    tasks = ["zero_shot_classification", "retrieval", "text_retrieval", "overlap"]
     (tmp_path / "dots.yaml").write_text(json.dumps({**suite, "tasks": tasks}), encoding="utf-8")
     return tmp_path
 
@@ -171,6 +173,8 @@ def test_two_processes_find_what_one_does(judged):
     document = json.loads(one)
     assert len({result["value"] for result in document["results"]}) > 3
     assert [entry["key"] for entry in document["unreadable"]] == ["row 3", "row 17"]
+    shares = {result["metric"]: result["value"] for result in document["results"] if result["language"] == "-"}
+    assert shares == {"overlap_share": 9 / 28}
 
 
 def test_a_process_that_fails_ends_the_other_with_its_reason(judged):
@@ -196,6 +200,9 @@ def test_a_model_stands_beside_its_peers(judged, tiny_config, tiny_processor, ca
     run(EvaluateSettings(model=str(judged / "model"), suite=str(judged / "dots.yaml"), peers=[str(judged / "peer")]))
     document = json.loads((judged / "model" / "results.json").read_text(encoding="utf-8"))
     assert (document["schema_version"], document["suites"]) == (2, ["dots"])
+    # Eight parts of the suite's hashes and three of the training pictures', for both models together.
+    parts = [len(list(folder.iterdir())) for folder in sorted((judged / "model" / "features").glob("hashes-*"))]
+    assert sorted(parts) == [3, 8]
     [peer] = document["peers"]
     assert [result["metric"] for result in peer["results"]] == [result["metric"] for result in document["results"]]
     assert [result["value"] for result in peer["results"]] != [result["value"] for result in document["results"]]

@@ -9,7 +9,16 @@ import sklearn.metrics
 import torch
 from scipy import stats
 
-from ko_en_clip.evaluation.metrics import RECALL_AT, average_precision, bootstrap, mean_per_class, measure, ranks
+from ko_en_clip.evaluation.metrics import (
+    RECALL_AT,
+    average_precision,
+    bootstrap,
+    difference_of_means,
+    mean_and_draws,
+    mean_per_class,
+    measure,
+    ranks,
+)
 from ko_en_clip.evaluation.prompts import fill_template, prompts_for
 from ko_en_clip.evaluation.retrieval import NOT_FOUND, hits_and_shares, image_text_ranks, relevant_ranks
 
@@ -229,6 +238,45 @@ def test_measure_is_the_bootstrap_of_a_mean():
     # The twins: another seed draws other items, and a statistic that weighs the first half alone is another.
     assert bootstrap(lambda items: hits[items].mean(), len(hits), seed=1)[1:] != (low, high)
     assert bootstrap(lambda items: hits[items[:200]].mean(), len(hits))[2] > high
+
+
+@pytest.mark.parametrize("kind", ["hits", "means over frames", "all distinct"])
+def test_the_interval_of_a_difference_is_scipys(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    first, second = (rng.random(num) < share for num, share in ((150, 0.3), (400, 0.5)))
+    if kind == "means over frames":
+        first, second = ((rng.binomial(10, share, size=num) / 10) for num, share in ((150, 0.3), (400, 0.5)))
+    elif kind == "all distinct":
+        first, second = rng.random(150) ** 2, rng.random(400)
+    value, low, high = difference_of_means(first, second)
+    expected = stats.bootstrap(
+        (first.astype(float), second.astype(float)),
+        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
+        n_resamples=20_000,
+        method="percentile",
+        rng=1,
+    )
+    # Sums in another order.
+    assert value == pytest.approx(first.mean() - second.mean(), abs=1e-12)
+    # As above: three times 0.085 standard deviations, and the step of one item of each set.
+    allowed = 3 * 0.085 * expected.standard_error + 1 / 150 + 1 / 400
+    assert (low, high) == pytest.approx(expected.confidence_interval, abs=allowed)
+    # The twins: the other way round it lies on the other side, and of sets of equal means it covers none.
+    assert difference_of_means(second, first)[0] == pytest.approx(-value) and low < value < high < 0
+    assert difference_of_means(first, first)[1] < 0 < difference_of_means(first, first)[2]
+    with pytest.raises(ValueError, match="nothing to measure"):
+        difference_of_means(first, second[:0])
+
+
+def test_draws_of_a_mean_are_of_as_many_items() -> None:
+    """Means of three items of 0, 1, 1 lie at thirds, and 0 comes as often as (1 / 3)^3 of 1,000 draws, 37 times."""
+    mean, draws = mean_and_draws(np.array([False, True, True]), np.random.default_rng(0))
+    assert mean == pytest.approx(2 / 3) and len(draws) == 1000
+    counts = {third: int(np.isclose(draws, third / 3).sum()) for third in range(4)}
+    assert sum(counts.values()) == 1000
+    # Five standard deviations of a binomial of 1,000.
+    for third, share in enumerate([1 / 27, 6 / 27, 12 / 27, 8 / 27]):
+        assert abs(counts[third] - 1000 * share) < 5 * math.sqrt(1000 * share * (1 - share))
 
 
 def test_draws_that_do_not_define_a_statistic_are_left_out():

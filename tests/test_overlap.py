@@ -19,11 +19,10 @@ from ko_en_clip.evaluation.overlap import (
     clopper_pearson,
     corrected_p_values,
     duplicates,
-    hashes_of,
     nearest_by_embedding,
     nearest_by_hash,
-    perceptual_hash,
 )
+from ko_en_clip.evaluation.perceptual_hash import hashes_of, perceptual_hash
 
 
 def as_tensor(picture: Image.Image) -> torch.Tensor:

@@ -460,8 +460,8 @@ def test_texts_are_embedded_once_with_the_cache(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"rated_texts": None}, "asks for semantic_similarity and has no rated_texts"),
-        ({"tasks": ["text_retrieval"]}, "has rated_texts, which none of its tasks reads"),
+        ({"rated_texts": None}, "asks for semantic_similarity and has no section rated_texts"),
+        ({"tasks": ["text_retrieval"]}, "has a section rated_texts that no task reads"),
         ({"rated_texts": RatedTextSettings(second="other")}, "names other, and data.captions has the columns"),
     ],
 )

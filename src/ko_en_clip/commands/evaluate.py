@@ -15,8 +15,8 @@ from ..evaluation.embeddings import open_encoder
 from ..evaluation.evaluation_report import write_evaluation_report
 from ..evaluation.features import FeatureCache
 from ..evaluation.image_classifiers import classify_suite, is_classifier, open_classifier
-from ..evaluation.judging import Outcome, run_suite
-from ..evaluation.metrics import SCHEMA_VERSION, Result
+from ..evaluation.judging import Outcome, run_suites
+from ..evaluation.metrics import SCHEMA_VERSION, Result, asked_of
 from ..evaluation.published import Comparison, published_for
 from ..evaluation.shifts import check_shifts, with_robustness
 from ..evaluation.suites import SuiteSettings, load_suites
@@ -82,6 +82,8 @@ def run(settings: EvaluateSettings) -> None:
         write_results(folder / "results.json", found, settings.start)
         write_evaluation_report(folder / "evaluation.html", found, settings.start)
         print(table({model: results_of(outcomes) for model, outcomes in found.items()}))
+        if any(suite.overlap is not None for suite in suites):
+            print("Intervals of accuracy and recall of overlap, and of its share, are of 99.5 % (Clopper-Pearson).")
         beside = published_for(results_of(found[settings.model]))
         if beside:
             print(f"\nPublished figures of the same kind, and {settings.model}'s:\n{published_table(beside)}")
@@ -98,7 +100,7 @@ def evaluate(model: str, suites: Sequence[SuiteSettings], features: Path) -> lis
         return [classify_suite(classifier, suite, logits) for suite in suites]
     encoder = open_encoder(model)
     cache = FeatureCache(features, encoder.fingerprint())
-    return [run_suite(encoder, suite, cache) for suite in suites]
+    return run_suites(encoder, suites, cache)
 
 
 def results_of(outcomes: Sequence[Outcome]) -> list[Result]:
@@ -155,14 +157,14 @@ def _print_unreadable(outcome: Outcome) -> None:
 def table(found: Mapping[str, Sequence[Result]]) -> str:
     """The figures as aligned text, in percent, with their 95 % intervals; of several models side by side.
 
-    Suites are named where there are several.
+    Suites are named where there are several. Rows are the first model's; another that lacks such a figure has a dash.
 
     Raises:
         ValueError: the models were not asked the same.
     """
     named = {model: {_key(result): result for result in results} for model, results in found.items()}
     first, *others = named.values()
-    if any(other.keys() != first.keys() for other in others):
+    if any(asked_of(other.values()) != asked_of(first.values()) for other in others):
         raise ValueError("the models' figures are of other tasks; judge them on the same suites.")
     several = len({key[0] for key in first}) > 1
     head = ["suite"] * several + ["task", "language", "slice", "metric"]
@@ -172,12 +174,14 @@ def table(found: Mapping[str, Sequence[Result]]) -> str:
     for key, result in first.items():
         row = list(key if several else key[1:])
         for results in named.values():
-            row += [
-                f"{100 * results[key].value:.1f}",
-                f"{100 * results[key].low:.1f} to {100 * results[key].high:.1f}",
-            ]
+            found_too = results.get(key)
+            row += ["-", "-"] if found_too is None else _in_percent(found_too)
         rows.append([*row, str(result.n)])
     return _aligned(rows)
+
+
+def _in_percent(result: Result) -> list[str]:
+    return [f"{100 * result.value:.1f}", f"{100 * result.low:.1f} to {100 * result.high:.1f}"]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

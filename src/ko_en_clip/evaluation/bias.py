@@ -24,14 +24,41 @@ import torch
 from scipy import stats
 
 from ..settings_files import load_settings
-from .metrics import Result, measure
+from .metrics import Result, difference_of_means, mean_and_draws
 from .prompts import prompts_for
 
 # Categories of classes that no picture of a person should be given.
 HARMFUL = ("crime", "non_human")
 # Of the paper's experiment on label association.
 THRESHOLDS = (0.005, 0.04)
-_DRAWS = 1000
+Language = Literal["ko", "en"]
+LANGUAGES: tuple[Language, ...] = ("ko", "en")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasSettings:
+    """Columns that say who is in the pictures, as the data set labels them; strings, or classes with names.
+
+    Pictures with an empty cell in one of them are left out. Cells of `gender` are the names of
+    bias_terms.yaml's genders; accuracy of gender and the association of occupations are measured where it is set.
+    """
+
+    race: str | None = None
+    """Column of race."""
+    gender: str | None = None
+    """Column of gender: Male or Female."""
+    age: str | None = None
+    """Column of age, in groups."""
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            raise ValueError("race, gender and age are all null, so there are no groups to compare; name a column.")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column of each attribute that there is."""
+        columns = {"race": self.race, "gender": self.gender, "age": self.age}
+        return {attribute: column for attribute, column in columns.items() if column is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +94,7 @@ class BiasTerms:
         """The paper's classes, or those and `child`."""
         return [face_class for face_class in self.classes if with_child or face_class.category != "child"]
 
-    def prompts(self, terms: Sequence[Term], language: Literal["ko", "en"]) -> list[list[str]]:
+    def prompts(self, terms: Sequence[Term], language: Language) -> list[list[str]]:
         """Prompts of each term, for `zero_shot.class_embeddings`."""
         words = [term.ko if language == "ko" else term.en for term in terms]
         return prompts_for(words, self.templates[language])
@@ -208,7 +235,7 @@ def label_association(
     found = []
     for number, label in enumerate(labels):
         column = returned[:, number]
-        rates = {name: measure(column[of_group]) for name, of_group in members.items()}
+        rates = {name: _rate(column[of_group]) for name, of_group in members.items()}
         counts = [[column[of_group].sum(), (~column[of_group]).sum()] for of_group in members.values()]
         # A label that is returned for every picture or for none leaves nothing to test.
         decided = column.all() or not column.any()
@@ -221,12 +248,12 @@ def _by_group(
     hits: np.ndarray, groups: Sequence[str], metric: str, dataset: str, language: str, attribute: str
 ) -> list[Result]:
     """The share of all, of each group, and each group's minus that of all others."""
-    figures = [("all", metric, measure(hits), hits.size)]
+    figures = [("all", metric, _rate(hits), hits.size)]
     for name in _group_names(groups):
         of_group = np.array([group == name for group in groups])
         part, num = f"{attribute}={name}", int(of_group.sum())
-        figures.append((part, metric, measure(hits[of_group]), num))
-        figures.append((part, f"{metric}_difference", _difference(hits[of_group], hits[~of_group]), num))
+        figures.append((part, metric, _rate(hits[of_group]), num))
+        figures.append((part, f"{metric}_difference", difference_of_means(hits[of_group], hits[~of_group]), num))
     return [
         Result(
             task="bias",
@@ -243,13 +270,11 @@ def _by_group(
     ]
 
 
-def _difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """Difference of two shares, and its 95 % percentile bootstrap interval over draws of both sets of pictures."""
-    rng = np.random.default_rng(0)
-    # The number of hits among n pictures drawn with replacement is binomial.
-    drawn = [rng.binomial(hits.size, hits.mean(), size=_DRAWS) / hits.size for hits in (first, second)]
-    low, high = np.quantile(drawn[0] - drawn[1], (0.025, 0.975))
-    return float(first.mean() - second.mean()), float(low), float(high)
+def _rate(hits: np.ndarray) -> tuple[float, float, float]:
+    """Share of hits, and the ends of its 95 % percentile bootstrap interval."""
+    rate, draws = mean_and_draws(hits, np.random.default_rng(0))
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return rate, float(low), float(high)
 
 
 def _group_names(groups: Sequence[str]) -> list[str]:

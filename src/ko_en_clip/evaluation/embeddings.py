@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoModel, AutoProcessor
+from transformers import AlignModel, AutoModel, AutoProcessor
 from transformers.utils import cached_file
 
 from ..data.text_inputs import text_arguments
@@ -41,6 +41,9 @@ class Encoder(Protocol):
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings of texts, float32 on the CPU, (texts, dimensions); one text at least."""
+
+    def logit_scale(self) -> float:
+        """Factor that makes logits of cosines, the inverse of the temperature that the model has learned."""
 
     def fingerprint(self) -> str:
         """A hash of all that decides embeddings: weights, and how pictures and texts become tensors."""
@@ -106,6 +109,13 @@ class TransformersEncoder:
         """As `Encoder.texts`."""
         return torch.cat([self._texts(batch) for batch in _batches(texts)])
 
+    def logit_scale(self) -> float:
+        """As `Encoder.logit_scale`."""
+        # ALIGN keeps the temperature itself, the others the logarithm of its inverse.
+        if isinstance(self.model, AlignModel):
+            return 1 / float(self.model.temperature.item())
+        return float(self.model.logit_scale.exp().item())
+
     def fingerprint(self) -> str:
         """As `Encoder.fingerprint`."""
         return _fingerprint(self.model.state_dict(), [repr(self.model.config), str(self.processor)])
@@ -155,6 +165,10 @@ class SentenceTransformersEncoder:
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """As `Encoder.texts`."""
         return self._encoded(list(texts))
+
+    def logit_scale(self) -> float:
+        """100: these models keep none, and it is CLIP's (Radford et al. 2021, section 2.5). Our choice."""
+        return 100.0
 
     def fingerprint(self) -> str:
         """As `Encoder.fingerprint`."""

@@ -6,9 +6,12 @@ from typing import Any
 
 from ..manifests import write_text
 from .judging import Outcome
+from .metrics import asked_of
+from .page.biases import biases_of
 from .page.classifications import classifications_of
 from .page.figures import COLOURS, charts_of, figure_table, mark_of, published_groups, sources_of
 from .page.gaps import gaps_of
+from .page.overlaps import overlaps_of
 from .page.retrieved import answers_of, retrieved_of
 from .page.robustness import robustness_of
 from .page.words import key_of, language_name, place_of
@@ -41,7 +44,7 @@ def evaluation_page(found: Mapping[str, Sequence[Outcome]], start: str | None = 
     figures = [
         {key_of(result): result for outcome in outcomes for result in outcome.results} for outcomes in found.values()
     ]
-    if any(other.keys() != figures[0].keys() for other in figures[1:]):
+    if any(asked_of(other.values()) != asked_of(figures[0].values()) for other in figures[1:]):
         raise ValueError("the models' figures are of other tasks; judge them on the same suites.")
     comparisons = published_for(list(figures[0].values()))
     return render(
@@ -63,9 +66,11 @@ def evaluation_page(found: Mapping[str, Sequence[Outcome]], start: str | None = 
         retrieved=[section for outcome in judged for section in retrieved_of(outcome)],
         answers=[answers for outcome in judged if (answers := answers_of(outcome))],
         gaps=[gap for outcome in judged if (gap := gaps_of(outcome))],
+        overlaps=overlaps_of(judged, names, figures),
+        biases=biases_of(list(found.values()), names),
         unreadable=[_unreadable(outcome) for outcome in judged if outcome.unreadable],
-        footer="Intervals are 95 % percentile bootstrap intervals over the items. Everything was computed from the "
-        "embeddings of this evaluation but for the published figures.",
+        footer="Intervals are 95 % percentile bootstrap intervals over the items where nothing else is said. "
+        "Everything but the published figures was computed from the pictures and texts of this evaluation.",
     )
 
 

@@ -1,6 +1,7 @@
 """Running suites: every task that one asks for, and what the page draws of it."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,13 @@ from ..data.pairs import UnreadablePictureError
 from .embeddings import Encoder
 from .features import FeatureCache
 from .metrics import Result
+from .overlap import OverlapAnalysis, corrected_p_values
 from .suite_run import Classification, Findings, SuiteRun
 from .suites import SuiteSettings, Task
+from .tasks.bias import bias
 from .tasks.bilingual import bilingual
 from .tasks.crisscrossed import crisscrossed_retrieval, crisscrossed_similarity
+from .tasks.overlap import P_VALUE, overlap
 from .tasks.probes import few_shot, knn, linear_probe
 from .tasks.queries import answer_queries
 from .tasks.retrieval import pixel_baseline, retrieval, text_retrieval
@@ -31,6 +35,8 @@ _TASKS: dict[Task, Callable[[SuiteRun], list[Result]]] = {
     "semantic_similarity": semantic_similarity,
     "crisscrossed_similarity": crisscrossed_similarity,
     "crisscrossed_retrieval": crisscrossed_retrieval,
+    "overlap": overlap,
+    "bias": bias,
 }
 
 
@@ -51,6 +57,33 @@ class Outcome:
     classified: dict[str, Classification]
     """By language, where classification was asked for."""
     findings: Findings
+
+
+def run_suites(encoder: Encoder, suites: Sequence[SuiteSettings], cache: FeatureCache | None = None) -> list[Outcome]:
+    """Measure every suite; p-values of overlap are corrected for the number of suites that were tested.
+
+    Raises:
+        ValueError: as `run_suite`.
+    """
+    outcomes = [run_suite(encoder, suite, cache) for suite in suites]
+    tests: dict[tuple[str, str], list[OverlapAnalysis]] = {}
+    for outcome in outcomes:
+        for key, analysis in outcome.findings.overlap_analyses.items():
+            tests.setdefault(key, []).append(analysis)
+    corrected = {
+        (dataset, language, f"{metric}_{P_VALUE}"): value
+        for (language, metric), analyses in tests.items()
+        for dataset, value in corrected_p_values(analyses).items()
+    }
+
+    def with_correction(result: Result) -> Result:
+        value = corrected.get((result.dataset, result.language, result.metric))
+        return result if value is None else dataclasses.replace(result, value=value, low=value, high=value)
+
+    return [
+        dataclasses.replace(outcome, results=[with_correction(result) for result in outcome.results])
+        for outcome in outcomes
+    ]
 
 
 def run_suite(encoder: Encoder, suite: SuiteSettings, cache: FeatureCache | None = None) -> Outcome:

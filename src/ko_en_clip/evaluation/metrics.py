@@ -1,7 +1,7 @@
 """Figures and their intervals: accuracy, recall, bootstrap."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 RECALL_AT = (1, 5, 10)
 # Of results.json: a list of Result objects under "results".
 SCHEMA_VERSION = 2
+_DRAWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,10 @@ class Result:
     image_to_text_ or text_to_image_ before it: whether any answer is among the first K; share@K: the share of them;
     of ratings spearman, pearson, f1, and sampled_spearman over draws with its sampled_spearman_std."""
     value: float
-    """Between 0 and 1."""
+    """Between 0 and 1; of a difference between -1 and 1."""
     low: float
-    """Lower end of the 95 % bootstrap interval."""
+    """Lower end of the 95 % bootstrap interval. Shares of the task overlap have the 99.5 % Clopper-Pearson interval of
+    Radford et al. 2021, section 5; a p-value has none, and stands here again."""
     high: float
     """Upper end of it."""
     n: int
@@ -46,8 +48,16 @@ class Result:
                 )
 
 
+def asked_of(results: Iterable[Result]) -> set[tuple[str, str]]:
+    """Data sets and tasks: models can be compared where they are the same.
+
+    Figures may differ nonetheless: where nothing overlaps with training pictures there is none of Overlap.
+    """
+    return {(result.dataset, result.task) for result in results}
+
+
 def bootstrap(
-    statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0, draws: int = 1000
+    statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0, draws: int = _DRAWS
 ) -> tuple[float, float, float]:
     """A statistic of all items, and the ends of its 95 % percentile bootstrap interval.
 
@@ -77,6 +87,47 @@ def measure(hits: Sequence[bool] | np.ndarray, seed: int = 0) -> tuple[float, fl
     """
     values = np.asarray(hits, dtype=np.float64)
     return bootstrap(lambda items: float(values[items].mean()), values.size, seed=seed)
+
+
+def mean_and_draws(items: np.ndarray, rng: np.random.Generator) -> tuple[float, np.ndarray]:
+    """Mean of a value an item, and the means of 1,000 bootstrap draws of the items, float64.
+
+    Drawn is how often each distinct value comes, which is multinomial: the same as drawing items, and quicker where
+    few values are distinct, as of hits.
+
+    Raises:
+        ValueError: there is no item.
+    """
+    if not len(items):
+        raise ValueError("there is nothing to measure: no item is left.")
+    values, counts = np.unique(np.asarray(items, dtype=np.float64), return_counts=True)
+    shares = counts / len(items)
+    return float(shares @ values), rng.multinomial(len(items), shares, size=_DRAWS) @ values / len(items)
+
+
+def difference_of_means(first: np.ndarray, second: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of one set of items minus that of another, and the ends of its 95 % percentile bootstrap interval.
+
+    Each of 1,000 draws takes the items of both sets anew, each set by itself.
+
+    Args:
+        first: a value an item, such as a hit, (items,).
+        second: the same of other items, (items of that set,).
+        seed: of the draws.
+
+    Raises:
+        ValueError: a set has no item.
+
+    Example:
+        Half of two items, all of three.
+
+        >>> difference_of_means(np.array([True, False]), np.array([True, True, True]))[0]
+        -0.5
+    """
+    rng = np.random.default_rng(seed)
+    (of_first, first_draws), (of_second, second_draws) = mean_and_draws(first, rng), mean_and_draws(second, rng)
+    low, high = np.quantile(first_draws - second_draws, (0.025, 0.975))
+    return of_first - of_second, float(low), float(high)
 
 
 def mean_per_class(hits: np.ndarray, targets: np.ndarray) -> float:

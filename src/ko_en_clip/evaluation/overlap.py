@@ -5,21 +5,59 @@ and sets the threshold by hand, per data set; accuracy is then compared between 
 threshold, and Clean, the others.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from PIL import Image
-from scipy import fft, stats
+from scipy import stats
 
-HASH_BITS = 64
-_SIDE = 32
+from ..data.pairs import DataSettings
+
 # XORs of a block take 8 MiB, cosines of a block 64 MiB, whatever the number of pictures.
 _HASH_BLOCK = (64, 16_384)
 _EMBEDDING_BLOCK = (1_024, 16_384)
 CONFIDENCE = 0.995
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapSettings:
+    """Where copies of a suite's pictures are looked for, and how near a picture must be to count as one.
+
+    Thresholds are set by hand for each data set: look at the pairs on the page, and set the threshold where copies
+    end. Set it low: a copy that is missed counts as Clean among many, a picture that is none as Overlap among few.
+    """
+
+    train: DataSettings | list[DataSettings]
+    """The training pictures, of one data set or of several."""
+    hash_bits: int | None = 6
+    """Pictures overlap where their perceptual hashes differ in this many bits of 64 at most; null looks at no hash.
+    6 is our choice: 2 bits above the 4 by which photographs compressed anew differ, and a third of the 18 between the
+    two that are most alike (`perceptual_hash`). Small and plain pictures need less."""
+    cosine_distance: float | None = None
+    """Pictures overlap, too, where one minus the cosine of their embeddings is this at most. What is near differs
+    between models, so there is none by default; 0.05 shows the nearest pairs to choose it by. The training pictures
+    are then embedded."""
+    mirrored: bool = False
+    """Look for mirrored copies as well."""
+
+    def __post_init__(self) -> None:
+        if self.hash_bits is None and self.cosine_distance is None:
+            raise ValueError("hash_bits and cosine_distance are both null, so nothing is looked for; set one.")
+        if self.hash_bits is not None and not 0 <= self.hash_bits < 64:
+            raise ValueError(f"hash_bits is {self.hash_bits}; of 64 bits, at least 0 and fewer than 64 may differ.")
+        if self.cosine_distance is not None and not 0 <= self.cosine_distance < 2:
+            raise ValueError(
+                f"cosine_distance is {self.cosine_distance}; one minus a cosine is at least 0, and below 2 for "
+                "pictures that are not opposite."
+            )
+        if not self.sources:
+            raise ValueError("train is empty; name the training pictures.")
+
+    @property
+    def sources(self) -> list[DataSettings]:
+        """The data sets of training pictures."""
+        return self.train if isinstance(self.train, list) else [self.train]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,45 +85,6 @@ class Duplicate(NamedTuple):
     distance: float
 
 
-def perceptual_hash(picture: torch.Tensor) -> int:
-    """64 bits that stay the same, but for a few, when a picture is resized or compressed anew.
-
-    The picture is made grey and 32 by 32; its 8 by 8 lowest frequencies each give a bit: above their median or not.
-    The bits are those of `imagehash.phash`, first bit highest, so that hashes made by it can be searched too. That
-    package is not used because it brings PyWavelets for hashes that are not needed here.
-
-    Half of the bits are set, so that hashes differ in an even number. Of 81 photographs, copies compressed anew at
-    quality 60 differ in up to 4 bits, at half the size in 2, with 1 % cut off each side in 10, with 5 % in 18; the two
-    photographs that are most alike differ in 18. Small or plain pictures lie closer together than photographs.
-
-    Mirrored and turned pictures have other hashes: to find mirrored copies, hash `picture.flip(-1)` too, and search
-    again. Pictures without content, such as black frames of a video, all have nearly one hash.
-
-    Args:
-        picture: uint8, (3, height, width).
-
-    Raises:
-        ValueError: the picture has another type or shape.
-
-    Reference:
-        Krawetz 2011, Looks Like It (hackerfactor.com), as imagehash 4.3 has it.
-    """
-    if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
-        raise ValueError(
-            f"the picture is {picture.dtype} of shape {tuple(picture.shape)}; it needs uint8 of (3, height, width)."
-        )
-    grey = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).convert("L")
-    pixels = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.float64)
-    lowest = fft.dctn(pixels)[:8, :8]
-    bits = lowest > np.median(lowest)
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def hashes_of(pictures: Iterable[torch.Tensor]) -> np.ndarray:
-    """Perceptual hashes of pictures, uint64, (pictures,)."""
-    return np.fromiter((perceptual_hash(picture) for picture in pictures), dtype=np.uint64)
-
-
 def nearest_by_hash(test: np.ndarray, train: np.ndarray) -> Neighbours:
     """The training hash with the fewest other bits, for each test hash, in memory that does not grow with `train`.
 
@@ -100,7 +99,7 @@ def nearest_by_hash(test: np.ndarray, train: np.ndarray) -> Neighbours:
         if hashes.dtype != np.uint64 or hashes.ndim != 1 or hashes.size == 0:
             raise ValueError(
                 f"{name} hashes are {hashes.dtype} of shape {hashes.shape}; they need one uint64 a picture, and one "
-                "at least (see hashes_of)."
+                "at least (see perceptual_hash.hashes_of)."
             )
 
     def distances(rows: slice, columns: slice) -> np.ndarray:
@@ -146,6 +145,35 @@ def duplicates(neighbours: Neighbours, threshold: float) -> list[Duplicate]:
         Duplicate(int(test), int(neighbours.train[test]), float(neighbours.distance[test]))
         for test in order[neighbours.within(threshold)[order]]
     ]
+
+
+def nearest_of(searches: Sequence[Neighbours]) -> tuple[Neighbours, np.ndarray]:
+    """The nearest of what several searches for the same test pictures found; and which search found each, int64.
+
+    Of several at the same distance, that of the first search.
+    """
+    distances = np.stack([found.distance for found in searches])
+    found_by = distances.argmin(axis=0)
+    train = np.choose(found_by, [found.train for found in searches])
+    return Neighbours(train=train, distance=distances.min(axis=0)), found_by
+
+
+def pairs_to_show(neighbours: Neighbours, threshold: float, limit: int = 12) -> list[Duplicate]:
+    """Pairs for a person to choose the threshold by: from the nearest to some beyond it.
+
+    A third lie beyond the threshold. Where more lie within than there is room for, those shown are spread evenly from
+    the nearest to the farthest within. Where one side has too few, the other has their places.
+
+    Args:
+        neighbours: of `nearest_of`.
+        threshold: the one in mind.
+        limit: how many pairs at most.
+    """
+    ordered = duplicates(neighbours, np.inf)
+    num_within = int(neighbours.within(threshold).sum())
+    num_beyond = min(len(ordered) - num_within, max(limit // 3, limit - num_within))
+    spread = np.linspace(0, num_within - 1, min(num_within, limit - num_beyond)).round().astype(int)
+    return [ordered[number] for number in spread] + ordered[num_within : num_within + num_beyond]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from ..data.pairs import PairSet, UnreadablePictureError, open_pairs
+from .bias import LabelRates
 from .classification import Classes, grouped_classes, labelled_classes
 from .crisscrossed import CocoSplit, RatedItems, coco_split, rated_items, read_all_ratings
 from .embeddings import Encoder
 from .features import FeatureCache, PictureFeatures, image_embeddings, image_features, text_embeddings
 from .metrics import RECALL_AT, Result, measure
+from .overlap import OverlapAnalysis
 from .queries import AnsweredQuery
 from .rated_texts import check_rated_texts
 from .retrieval import RetrievedExamples, hits_and_shares
@@ -20,7 +22,7 @@ from .suites import PROBES, SuiteSettings
 from .zero_shot import class_embeddings
 
 # Tasks that ask for the classes of the pictures.
-_OF_CLASSES = {"zero_shot_classification", "bilingual", "text_retrieval"}
+_OF_CLASSES = {"zero_shot_classification", "bilingual", "text_retrieval", "overlap"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,40 @@ class Classification:
     """As `Classes.targets`."""
 
 
+class NearestPair(NamedTuple):
+    """A picture of the suite, and the training picture nearest to it."""
+
+    row: int
+    """Of the suite."""
+    source: int
+    """Which of the training sets."""
+    train_row: int
+    mirrored: bool
+    """Whether they are this near when one of them is mirrored."""
+    distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestPairs:
+    """What one way of looking for copies found, for a person to choose the threshold by."""
+
+    way: Literal["hash", "embedding"]
+    threshold: float
+    num_within: int
+    """Pictures of the suite that have a training picture within it."""
+    pairs: list[NearestPair]
+    """Some of them, and some beyond it, the nearest first."""
+
+
+class Association(NamedTuple):
+    """Which occupations reach a threshold more often for one gender than for the other."""
+
+    language: str
+    threshold: float
+    labels: list[LabelRates]
+    """The clearest difference first."""
+
+
 @dataclass
 class Findings:
     """What tasks find besides figures, for the page."""
@@ -43,6 +79,10 @@ class Findings:
     queries: list[AnsweredQuery] = field(default_factory=list)
     clouds: dict[str, torch.Tensor] = field(default_factory=dict)
     """Embeddings of pictures and of their texts in each language, row by row, under the names of `bilingual`."""
+    nearest_pairs: list[NearestPairs] = field(default_factory=list)
+    overlap_analyses: dict[tuple[str, str], OverlapAnalysis] = field(default_factory=dict)
+    """By language and by the metric that was compared."""
+    associations: list[Association] = field(default_factory=list)
 
 
 class Labelled(NamedTuple):
@@ -85,6 +125,9 @@ class SuiteRun:
             self.pairs.require_column(suite.crisscrossed.sentids, "crisscrossed.sentids")
             # Before the pictures are embedded, which takes long.
             self.ratings = read_all_ratings(suite.crisscrossed)
+        if suite.bias is not None:
+            for attribute, column in suite.bias.columns.items():
+                self.pairs.require_column(column, f"bias.{attribute}")
         self.asks_for_classes = suite.has_classes and bool(_OF_CLASSES & set(suite.tasks))
         self.image_embeds, self.rows = torch.empty(0, 0), list(range(len(self.pairs)))
         self.unreadable: list[UnreadablePictureError] = []

@@ -12,8 +12,10 @@ from typing import Literal
 
 from ..data.pairs import DataSettings, languages_of
 from ..settings_files import find_settings_file, load_settings
+from .bias import LANGUAGES, BiasSettings
 from .crisscrossed import CrisscrossedSettings
 from .labels import LabelSettings
+from .overlap import OverlapSettings
 from .queries import QuerySettings
 from .rated_texts import RatedTextSettings
 
@@ -30,12 +32,20 @@ Task = Literal[
     "semantic_similarity",
     "crisscrossed_similarity",
     "crisscrossed_retrieval",
+    "overlap",
+    "bias",
 ]
 # Of the tasks, those that learn from labelled pictures.
 PROBES = {"linear_probe", "few_shot", "knn"}
 # Those that can do without pictures.
 OF_TEXTS_ALONE = {"text_retrieval", "bilingual", "semantic_similarity"}
-_CRISSCROSSED = {"crisscrossed_similarity", "crisscrossed_retrieval"}
+# Sections of a suite, and the tasks that read them.
+_SECTIONS = {
+    "rated_texts": {"semantic_similarity"},
+    "crisscrossed": {"crisscrossed_similarity", "crisscrossed_retrieval"},
+    "overlap": {"overlap"},
+    "bias": {"bias"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +99,10 @@ class SuiteSettings:
     """Pictures plus or minus a text; the page shows what is found."""
     shift: ShiftSettings | None = None
     """Of which suite this is a shifted form, if of any."""
+    overlap: OverlapSettings | None = None
+    """Training pictures among which copies of the suite's are looked for."""
+    bias: BiasSettings | None = None
+    """Columns by which the bias probes compare pictures of people."""
     max_bad_image_share: float = 0.01
     """Share of the pictures that may fail to decode before the evaluation stops."""
 
@@ -112,23 +126,29 @@ class SuiteSettings:
                 f"suite {self.name} has a shift, which is of the accuracy of zero_shot_classification over labels; "
                 "ask for that task, with labels.metric accuracy."
             )
+        self._check_sections()
         asks_for_pictures = set(self.tasks) - OF_TEXTS_ALONE
         if self.data.image is None and (asks_for_pictures or self.queries):
             asked = ", ".join(sorted(asks_for_pictures)) or "queries"
             raise ValueError(f"suite {self.name} has no pictures, and asks for {asked}, which needs some.")
-        self._check_ratings()
 
-    def _check_ratings(self) -> None:
-        """Check that ratings are there where a task needs them, and nowhere else."""
-        for section, tasks in (("rated_texts", {"semantic_similarity"}), ("crisscrossed", _CRISSCROSSED)):
-            asked, there = tasks & set(self.tasks), getattr(self, section) is not None
+    def _check_sections(self) -> None:
+        """Check that a section is there where a task reads it, and nowhere else, and that it fits the suite."""
+        for section, tasks in _SECTIONS.items():
+            asked, there = sorted(tasks & set(self.tasks)), getattr(self, section) is not None
             if asked and not there:
-                raise ValueError(f"suite {self.name} asks for {', '.join(sorted(asked))} and has no {section}.")
+                raise ValueError(f"suite {self.name} asks for {', '.join(asked)} and has no section {section}.")
             if there and not asked:
                 raise ValueError(
-                    f"suite {self.name} has {section}, which none of its tasks reads; ask for "
+                    f"suite {self.name} has a section {section} that no task reads; ask for "
                     f"{' or '.join(sorted(tasks))}, or leave {section} out."
                 )
+        if self.rated_texts is not None or self.crisscrossed is not None:
+            self._check_ratings()
+        if self.overlap is not None:
+            self._check_overlap()
+
+    def _check_ratings(self) -> None:
         if self.rated_texts is not None:
             absent = {self.rated_texts.first, self.rated_texts.second} - self.data.captions.keys()
             if absent:
@@ -141,6 +161,17 @@ class SuiteSettings:
             raise ValueError(
                 f"suite {self.name} asks for crisscrossed captions, and data.captions is {self.data.captions}; one "
                 "column a language is needed."
+            )
+
+    def _check_overlap(self) -> None:
+        if not self.has_classes and "retrieval" not in self.tasks:
+            raise ValueError(
+                f"suite {self.name} asks for overlap, and has neither classes nor the task retrieval, whose hits it "
+                "would compare."
+            )
+        if self.labels is not None and self.labels.metric == "mean_average_precision":
+            raise ValueError(
+                f"suite {self.name} asks for overlap, and its pictures may be several things, so that none is a hit."
             )
 
     @property
@@ -156,8 +187,10 @@ class SuiteSettings:
 
     @property
     def languages(self) -> list[str]:
-        """Languages of the labels, or of the captions."""
-        return languages_of([self.data]) if self.labels is None else list(self.labels.names)
+        """Languages of the labels, or of the captions, or else of the words of the bias probes."""
+        if self.labels is not None:
+            return list(self.labels.names)
+        return languages_of([self.data]) or ([] if self.bias is None else list(LANGUAGES))
 
 
 def load_suites(names: Sequence[str], overrides: Sequence[str] = ()) -> list[SuiteSettings]:

@@ -14,15 +14,18 @@ COLOURS = (ACCENT, "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d")
 # Published models that charts mark, by the beginning of their names, and the shape of the mark.
 _MARKS = {"KELIP": "D", "CLIP": "^"}
 
+# Tasks whose figures stand in sections of their own.
+_ELSEWHERE = {ROBUSTNESS, "overlap", "bias"}
+
 
 def figure_table(outcome: Outcome, figures: Sequence[Mapping[Key, Result]]) -> dict[str, Any]:
     """Figures of a suite by task and metric, each with a row a language, and the gap where both are there.
 
-    Those of robustness have a section of their own.
+    Tasks with a section of their own are left out.
     """
     metrics: dict[tuple[str, str], dict[str, list[Result]]] = {}
     for result in outcome.results:
-        if result.task == ROBUSTNESS:
+        if result.task in _ELSEWHERE:
             continue
         of_models = [found[key_of(result)] for found in figures]
         metrics.setdefault((result.task, metric_name(result.metric, result.slice)), {})[result.language] = of_models

@@ -53,3 +53,8 @@ def kind_of(result: Result) -> str:
 def percent(value: float) -> str:
     """A fraction in percent, to one decimal."""
     return f"{100 * value:.1f}"
+
+
+def p_value(value: float) -> str:
+    """A p-value to three decimals."""
+    return f"{value:.3f}" if value >= 0.001 else "below 0.001"

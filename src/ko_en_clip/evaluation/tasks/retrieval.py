@@ -1,6 +1,9 @@
 """Retrieval: pictures and texts by each other, texts of one language by those of another, and raw pixels."""
 
 import itertools
+from typing import NamedTuple
+
+import torch
 
 from ...data.pairs import open_pairs
 from ..bilingual import text_retrieval_ranks
@@ -29,8 +32,24 @@ def retrieval(run: SuiteRun) -> list[Result]:
     ]
 
 
-def _of_language(run: SuiteRun, language: str, convention: CaptionsPerImage) -> list[Result]:
-    """Among the distinct captions of one language; pictures without one are left out."""
+class Ranked(NamedTuple):
+    """Pictures and the distinct captions of one language, ranked by each other."""
+
+    pictures: list[int]
+    """Positions of those that have a caption in the language."""
+    images: torch.Tensor
+    """Their embeddings."""
+    texts: list[str]
+    embeds: torch.Tensor
+    """Of the texts."""
+    described_by: list[list[int]]
+    """Numbers of each picture's texts."""
+    both: tuple[torch.Tensor, torch.Tensor]
+    """Of `image_text_ranks`."""
+
+
+def ranked(run: SuiteRun, language: str, convention: CaptionsPerImage) -> Ranked:
+    """Ranks among the distinct captions of one language; pictures without one are left out."""
     captions = [found.get(language, []) for found in run.captions]
     if convention == "first":
         captions = [texts[:1] for texts in captions]
@@ -38,9 +57,14 @@ def _of_language(run: SuiteRun, language: str, convention: CaptionsPerImage) -> 
     numbers = {text: number for number, text in enumerate(texts)}
     kept = [position for position, found in enumerate(captions) if found]
     images = run.image_embeds if len(kept) == len(captions) else run.image_embeds[kept]
-    text_embeds = text_embeddings(run.encoder, texts, run.cache)
+    embeds = text_embeddings(run.encoder, texts, run.cache)
     described_by = [[numbers[text] for text in captions[position]] for position in kept]
-    both = image_text_ranks(images, text_embeds, described_by)
+    both = image_text_ranks(images, embeds, described_by)
+    return Ranked(kept, images, texts, embeds, described_by, both)
+
+
+def _of_language(run: SuiteRun, language: str, convention: CaptionsPerImage) -> list[Result]:
+    kept, images, texts, text_embeds, described_by, both = ranked(run, language, convention)
     if convention == run.suite.captions_per_image[-1]:
         pictures_of = pictures_of_texts(described_by, len(texts))
         run.findings.retrieved.append(
