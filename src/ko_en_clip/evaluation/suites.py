@@ -4,6 +4,7 @@ A packaged suite is a YAML file in `definitions`; a suite of one's own is such a
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -240,10 +241,16 @@ def load_suite(name: str, overrides: Sequence[str] = ()) -> SuiteSettings:
     suite = load_settings(SuiteSettings, find_settings_file(name, "evaluation/definitions"), overrides)
     if suite.labels is None or suite.labels.like is None:
         return suite
-    other = load_suite(suite.labels.like).labels
+    other = _labels_of(suite.labels.like)
     if other is None:
         raise ValueError(f"labels.like of {name} is {suite.labels.like!r}, which has no labels.")
     shift = suite.shift
     if shift is not None and shift.of == suite.labels.like and not shift.classes:
         shift = dataclasses.replace(shift, classes=suite.labels.classes)
     return dataclasses.replace(suite, labels=suite.labels.resolved(other), shift=shift)
+
+
+@functools.cache
+def _labels_of(name: str) -> LabelSettings | None:
+    """Labels of a packaged suite; those of ImageNet take a second to check, and several suites have them."""
+    return load_suite(name).labels
