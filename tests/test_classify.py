@@ -22,17 +22,24 @@ from moved_weights import moved
 from PIL import Image
 from torch import nn
 from torch.testing import assert_close
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoProcessor, pipeline
 
 from ko_en_clip import KoEnClipConfig, KoEnClipForImageClassification, KoEnClipModel
 from ko_en_clip.__main__ import main
 from ko_en_clip.commands import classify
+from ko_en_clip.commands.evaluate import EvaluateSettings
+from ko_en_clip.commands.evaluate import run as evaluate
 from ko_en_clip.data.digits import load_digit_pairs
-from ko_en_clip.evaluation.image_classifiers import ClassifierEncoder, classify_suite, is_classifier
+from ko_en_clip.evaluation.image_classifiers import ClassifierEncoder, classify_suites, is_classifier
 from ko_en_clip.evaluation.suites import load_suite
 from ko_en_clip.settings_files import load_settings
 from ko_en_clip.training.accumulation import backward
-from ko_en_clip.training.classification import ClassificationSettings, PicturesAndClasses, train_classifier
+from ko_en_clip.training.classification import (
+    ClassificationSettings,
+    PicturesAndClasses,
+    name_classes,
+    train_classifier,
+)
 from ko_en_clip.training.logs import read_metrics
 from ko_en_clip.training.models import starting_point
 from ko_en_clip.training.settings import ModelSettings
@@ -320,7 +327,8 @@ def test_a_classifier_that_knows_the_answers_is_right_and_its_mirror_wrong(folde
 
     suite = load_suite(str(folder / "left.yaml"))
     for shift, value in ((0, 1.0), (1, 0.0)):
-        outcome = classify_suite(ClassifierEncoder(Oracle(shift), tiny_processor, torch.device("cpu")), suite)
+        encoder = ClassifierEncoder(Oracle(shift), tiny_processor, torch.device("cpu"))
+        [outcome] = classify_suites(encoder, [suite])
         assert [result.value for result in outcome.results] == [value, value]
 
 
@@ -339,12 +347,48 @@ def test_a_suite_of_other_classes_is_refused(override, message, folder, tmp_path
     processor = AutoImageProcessor.from_pretrained(folder / "vit")
     encoder = ClassifierEncoder(KoEnClipForImageClassification(config), processor, torch.device("cpu"))
     with pytest.raises(ValueError, match=message):
-        classify_suite(encoder, load_suite(str(folder / "left.yaml"), [override]))
+        classify_suites(encoder, [load_suite(str(folder / "left.yaml"), [override])])
     suite = load_suite("digits")
     with pytest.raises(ValueError, match="suite digits has no labels"):
-        classify_suite(encoder, suite)
+        classify_suites(encoder, [suite])
     with pytest.raises(ValueError, match="reads no texts"):
         encoder.texts(["a"])
+
+
+def test_a_classifier_is_asked_for_its_classes_alone(folder, tmp_path):
+    """On suites that ask for more, and beside models of another kind."""
+    classifier = KoEnClipConfig.from_pretrained(folder / "vit")
+    classifier.id2label = dict(enumerate(KOREAN))
+    KoEnClipForImageClassification(classifier).save_pretrained(tmp_path / "classifier")
+    AutoProcessor.from_pretrained(folder / "vit").save_pretrained(tmp_path / "classifier")
+    left = yaml.safe_load((folder / "left.yaml").read_text(encoding="utf-8"))
+    shifted = {**left, "name": "shifted", "shift": {"of": left["name"]}, "queries": [{"row": 0, "text": "삼"}]}
+    shifted |= {"tasks": [*left["tasks"], "overlap"], "overlap": {"train": left["data"]}}
+    (tmp_path / "shifted.yaml").write_text(yaml.safe_dump(shifted), encoding="utf-8")
+    suites = [str(folder / "left.yaml"), str(tmp_path / "shifted.yaml")]
+    evaluate(EvaluateSettings(model=str(tmp_path / "classifier"), suite=suites, output_dir=str(tmp_path / "out")))
+    found = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert {result["task"] for result in found["results"]} == {"image_classification"}
+    assert (tmp_path / "out" / "evaluation.html").is_file()
+    both = EvaluateSettings(
+        model=str(folder / "vit"), peers=[str(tmp_path / "classifier")], suite=suites, output_dir=str(tmp_path / "no")
+    )
+    with pytest.raises(ValueError, match="classifier are picture classifiers and the other models are not"):
+        evaluate(both)
+    with pytest.raises(ValueError, match="model '.*absent' cannot be opened"):
+        evaluate(dataclasses.replace(both, peers=[str(tmp_path / "absent")]))
+    assert not (tmp_path / "no" / "results.json").exists()
+
+
+def test_the_same_classes_in_another_order_are_refused():
+    config = KoEnClipConfig(id2label=dict(enumerate(["red", "blue"])))
+    config.architectures = ["KoEnClipForImageClassification"]
+    with pytest.raises(ValueError, match="the same classes in another order .red comes first there, and blue here"):
+        name_classes(config, ["blue", "red"])
+    name_classes(config, ["red", "blue"])
+    # The twin: other names for the same numbers are other words for them.
+    name_classes(config, ["빨강", "파랑"])
+    assert config.id2label == {0: "빨강", 1: "파랑"}
 
 
 # Labels that are none

@@ -568,3 +568,13 @@ def test_labels_are_like_those_of_another_suite():
     assert r.num_classes == 200 and r.names["en"][0] == imagenet.names["en"][1] == "goldfish"
     with pytest.raises(ValueError, match=r"labels.classes has \[1000\], and imagenet has classes 0 to 999"):
         LabelSettings(column="label", like="imagenet", classes=[3, 1000]).resolved(imagenet)
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [([0, None, 2], "holds None in row 1"), (["red", "green", "blue"], "holds 'red' in row 0")],
+)
+def test_a_label_that_is_no_number_is_named_with_its_row(cells, told, tmp_path):
+    path = written(tmp_path, ["red", "green", "blue"], label=cells)
+    with pytest.raises(ValueError, match=f"column 'label' of .*{told}; a class is an integer from 0 to 2"):
+        run_suite(SpellingEncoder({}), suite(path, "zero_shot_classification", labels=COLOUR_LABELS))

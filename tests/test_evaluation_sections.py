@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -23,6 +24,7 @@ from ko_en_clip.evaluation.labels import LabelSettings
 from ko_en_clip.evaluation.metrics import Result
 from ko_en_clip.evaluation.overlap import OverlapSettings
 from ko_en_clip.evaluation.page.biases import SHOWN_LABELS
+from ko_en_clip.evaluation.page.probes import labels_worth
 from ko_en_clip.evaluation.suite_run import Association
 from ko_en_clip.evaluation.suites import SuiteSettings
 
@@ -274,3 +276,22 @@ def test_one_model_needs_no_column_of_models(found: dict[str, list[Outcome]]) ->
     alone = evaluation_page({"models/ours": found["models/ours"]})
     assert table(alone, "overlap-1")[0] == ["what", "language", "All", "Clean", "Overlap", "inflation", "p"]
     assert "<p>2 of 16 pictures overlap, 12.5 %.</p>" in alone and "<details" not in alone
+
+
+def test_zero_shot_is_worth_so_many_labels_a_class() -> None:
+    """By hand: 0.4 lies a third of the way from 1 to 8 in the logarithm, which is 2; 0.9 is beyond what was tried."""
+    about = {"dataset": "s", "slice": "all", "low": 0.0, "high": 1.0, "n": 10, "metric": "accuracy"}
+    shots = [
+        Result(**about | {"task": "few_shot", "language": "-", "slice": f"{number} a class", "value": value})
+        for number, value in ((1, 0.3), (8, 0.6))
+    ]
+    zero_shot = [
+        Result(**about, task="zero_shot_classification", language=language, value=value)
+        for language, value in (("en", 0.9), ("ko", 0.4))
+    ]
+    judged = SimpleNamespace(results=[*zero_shot, *shots])
+    assert labels_worth(judged) == [
+        "Zero-shot in Korean (40.0 %) is worth 2.0 labelled pictures a class.",
+        "Zero-shot in English (90.0 %) is worth more than 8.0 labelled pictures a class.",
+    ]
+    assert labels_worth(SimpleNamespace(results=zero_shot)) == []

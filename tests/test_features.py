@@ -1,5 +1,6 @@
 """Features in parts: what is made once, by whom, and that it is the same however it is made."""
 
+import copy
 import json
 import os
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from PIL import Image
 from small_pictures import pictures_file
+from tokenizers import normalizers
 from torch.testing import assert_close
 
 from ko_en_clip import KoEnClipModel
@@ -18,6 +21,8 @@ from ko_en_clip.data.pairs import DataSettings, open_pairs
 from ko_en_clip.evaluation import features
 from ko_en_clip.evaluation.embeddings import TransformersEncoder
 from ko_en_clip.evaluation.features import FeatureCache, image_embeddings, text_embeddings
+from ko_en_clip.evaluation.held_out import held_out_figures
+from ko_en_clip.evaluation.suites import load_suite
 
 
 @pytest.fixture(autouse=True)
@@ -220,3 +225,47 @@ def test_features_of_pictures_come_in_order(tiny_model, tiny_processor, pairs):
         # 1e-5: float32, another batch.
         assert_close(embed, encoder.images([pairs.picture(row)])[0], rtol=0, atol=1e-5)
     assert (embeds[0] - embeds[1]).abs().max() > 1e-4
+
+
+def test_a_picture_file_that_was_replaced_is_embedded_anew(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (8, 8), (50 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes(b"broken")
+    table = "image\n" + "".join(f"{tmp_path / f'{number}.png'}\n" for number in range(3))
+    (tmp_path / "pictures.csv").write_text(table, encoding="utf-8")
+    cache = FeatureCache(tmp_path / "features", "a model")
+
+    def found():
+        encoder = CountingEncoder()
+        data = DataSettings(path=str(tmp_path / "pictures.csv"))
+        _, rows, unreadable = image_embeddings(encoder, open_pairs(data), 0.5, cache)
+        return rows, len(unreadable), encoder.pictures
+
+    assert found() == ([0, 2], 1, 2)
+    # The twin: nothing changed, nothing is made.
+    assert found() == ([0, 2], 1, 0)
+    Image.new("RGB", (8, 8), (50, 0, 0)).save(tmp_path / "1.png")
+    assert found() == ([0, 1, 2], 0, 3)
+
+
+def test_fingerprints_are_of_the_rules_of_text(tiny_model, tiny_processor):
+    def fingerprint():
+        return TransformersEncoder(tiny_model, processor, torch.device("cpu")).fingerprint()
+
+    processor = copy.deepcopy(tiny_processor)
+    first = fingerprint()
+    assert fingerprint() == first
+    processor.tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    assert fingerprint() != first
+
+
+def test_half_precision_is_of_the_model_and_figures_are_made_in_full(tiny_model, tiny_processor, judged):
+    suite = load_suite(str(judged / "dots.yaml"))
+    full = held_out_figures([suite], tiny_model, tiny_processor)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = held_out_figures([suite], tiny_model, tiny_processor)
+        encoder = TransformersEncoder(tiny_model, tiny_processor, torch.device("cpu"))
+        rounded = encoder.texts(["red"])
+    assert full.keys() == half.keys()
+    exact = TransformersEncoder(tiny_model, tiny_processor, torch.device("cpu")).texts(["red"])
+    assert rounded.dtype == torch.float32 and 0 < (rounded - exact).abs().max() < 0.05

@@ -17,6 +17,7 @@ from small_pictures import pictures_file
 from ko_en_clip.commands.evaluate import table
 from ko_en_clip.data.pairs import DataSettings, open_pairs
 from ko_en_clip.evaluation import features, perceptual_hash
+from ko_en_clip.evaluation.evaluation_report import evaluation_page
 from ko_en_clip.evaluation.features import FeatureCache
 from ko_en_clip.evaluation.judging import Outcome, run_suite, run_suites
 from ko_en_clip.evaluation.labels import LabelSettings
@@ -197,11 +198,15 @@ def test_a_suite_where_nothing_overlaps_has_no_test(tmp_path: Path) -> None:
     assert found["en", "clean", "accuracy"].value == found["en", "all", "accuracy"].value == 9 / 12
 
 
-def test_a_suite_that_overlaps_wholly_is_refused(tmp_path: Path) -> None:
+def test_a_suite_that_overlaps_wholly_has_no_clean_part_and_keeps_its_pairs(tmp_path: Path) -> None:
     suite = suite_of(tmp_path)
     same = dataclasses.replace(suite, overlap=OverlapSettings(train=suite.data))
-    with pytest.raises(ValueError, match="all 12 pictures of .* overlap, so none is Clean"):
-        run_suite(PixelEncoder(DIRECTIONS), same)
+    outcome = run_suite(PixelEncoder(DIRECTIONS), same)
+    found = figures(outcome)
+    assert set(found) == {("-", "all", "overlap_share"), ("ko", "all", "accuracy"), ("en", "all", "accuracy")}
+    assert found["-", "all", "overlap_share"].value == 1 and outcome.findings.nearest_pairs[0].num_within == 12
+    page = evaluation_page({"ours": [outcome]})
+    assert "Overlap with training pictures" in page and "100.0" in page
 
 
 def test_copies_are_found_in_each_of_several_sets(tmp_path: Path) -> None:
@@ -381,6 +386,7 @@ def test_the_nearest_of_several_searches() -> None:
         ({"hash_bits": 64}, "hash_bits is 64; of 64 bits"),
         ({"hash_bits": -1}, "hash_bits is -1"),
         ({"cosine_distance": 2.0}, "cosine_distance is 2.0"),
+        ({"cosine_distance": 0.0}, "cosine_distance is 0.0; it must be above 0"),
         ({"train": []}, "train is empty"),
     ],
 )

@@ -152,7 +152,7 @@ def test_queries_find_pictures_by_a_picture_plus_or_minus_a_text(tmp_path):
     assert minus.found[0] == 0 and 3 not in minus.found and len(minus.found) == 4
     # The twin: with little weight on the text, the other red picture is nearest.
     assert little.found[0] == 4
-    with pytest.raises(ValueError, match="name row 9, which is absent"):
+    with pytest.raises(ValueError, match="name row 9; rows count from 0 to 4"):
         run_suite(KnowingEncoder(ALL_RIGHT), suite(path, "retrieval", queries=[QuerySettings(row=9, text="red")]))
     with pytest.raises(ValueError, match="has no pictures, and asks for queries"):
         data = DataSettings(path=path, image=None, captions={"ko": "ko"})

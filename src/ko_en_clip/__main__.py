@@ -24,7 +24,11 @@ VERBS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "train": (ContrastiveSettings, train.run, "contrastive training of both towers"),
     "distill": (DistillationSettings, distill.run, "a text tower taught by an English model's on parallel text"),
     "classify": (ClassificationSettings, classify.run, "a picture classifier from a trained model"),
-    "evaluate": (evaluate.EvaluateSettings, evaluate.run, "zero-shot classification and retrieval in both languages"),
+    "evaluate": (
+        evaluate.EvaluateSettings,
+        evaluate.run,
+        "any CLIP-type model on suites of tasks, beside its peers",
+    ),
     "publish": (publish.PublishSettings, publish.publish, "a bundle that loads without this package, and the Hub"),
 }
 

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ import torch
 from accelerate import PartialState
 
 from ..evaluation.embeddings import open_encoder
-from ..evaluation.evaluation_report import write_evaluation_report
+from ..evaluation.evaluation_report import short_names, write_evaluation_report
 from ..evaluation.features import FeatureCache
-from ..evaluation.image_classifiers import classify_suite, is_classifier, open_classifier
+from ..evaluation.image_classifiers import classify_suites, is_classifier, open_classifier
 from ..evaluation.judging import Outcome, run_suites
 from ..evaluation.metrics import SCHEMA_VERSION, Result, asked_of
 from ..evaluation.published import Comparison, published_for
 from ..evaluation.shifts import check_shifts, with_robustness
 from ..evaluation.suites import SuiteSettings, load_suites
+from ..evaluation.tasks.overlap import P_VALUE
 from ..manifests import write_text
 
 log = logging.getLogger(__name__)
+# What processes wait for each other at most: shares of the pictures may be unequal after an interruption.
+_PATIENCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +72,10 @@ def run(settings: EvaluateSettings) -> None:
     if settings.output_dir is None and not Path(settings.model).is_dir():
         raise ValueError(f"model is {settings.model!r}, not a folder here; set output_dir for results.json.")
     # Without being told, Accelerate takes processes on a machine with CPUs alone for unrelated ones.
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
     suites = load_suites(settings.suites, settings.override)
     absent = check_shifts(suites, settings.start)
+    _check_models(settings.models)
     folder = Path(settings.output_dir or settings.model)
     folder.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
@@ -97,10 +102,26 @@ def evaluate(model: str, suites: Sequence[SuiteSettings], features: Path) -> lis
     if is_classifier(model):
         classifier = open_classifier(model)
         logits = FeatureCache(features, classifier.fingerprint())
-        return [classify_suite(classifier, suite, logits) for suite in suites]
+        return classify_suites(classifier, suites, logits)
     encoder = open_encoder(model)
     cache = FeatureCache(features, encoder.fingerprint())
     return run_suites(encoder, suites, cache)
+
+
+def _check_models(models: Sequence[str]) -> None:
+    """Check that all models are there and of one kind, before any is judged."""
+    kinds = {}
+    for model in models:
+        try:
+            kinds[model] = is_classifier(model)
+        except OSError as error:
+            raise ValueError(f"model {model!r} cannot be opened: {error}") from error
+    if len(set(kinds.values())) > 1:
+        classifiers = [model for model, is_one in kinds.items() if is_one]
+        raise ValueError(
+            f"{', '.join(classifiers)} are picture classifiers and the other models are not, so that they cannot be "
+            "asked the same; judge them apart."
+        )
 
 
 def results_of(outcomes: Sequence[Outcome]) -> list[Result]:
@@ -168,8 +189,8 @@ def table(found: Mapping[str, Sequence[Result]]) -> str:
         raise ValueError("the models' figures are of other tasks; judge them on the same suites.")
     several = len({key[0] for key in first}) > 1
     head = ["suite"] * several + ["task", "language", "slice", "metric"]
-    for model in found:
-        head += ["%", "95 % interval"] if len(found) == 1 else [Path(model).name, "95 % interval"]
+    for name in short_names(list(found)):
+        head += ["%", "95 % interval"] if len(found) == 1 else [name, "95 % interval"]
     rows = [head + ["n"]]
     for key, result in first.items():
         row = list(key if several else key[1:])
@@ -181,6 +202,9 @@ def table(found: Mapping[str, Sequence[Result]]) -> str:
 
 
 def _in_percent(result: Result) -> list[str]:
+    if result.metric.endswith(P_VALUE):
+        # No percentage, and without an interval.
+        return [f"p {result.value:.2g}", ""]
     return [f"{100 * result.value:.1f}", f"{100 * result.low:.1f} to {100 * result.high:.1f}"]
 
 

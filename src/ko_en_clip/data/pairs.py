@@ -4,6 +4,7 @@ Training and evaluation read through this one door: it names the columns, checks
 """
 
 import csv
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,6 +227,18 @@ class PairSet:
         """Languages of the captions, in the order of the settings."""
         return languages_of([self.settings])
 
+    def files_fingerprint(self) -> str | None:
+        """A hash of the sizes and times of the files that pictures are in; None where the rows hold the pictures."""
+        assert self.settings.image is not None
+        if _path_of(self.row(0).cell(self.settings.image)) is None:
+            return None
+        digest = hashlib.blake2b(digest_size=16)
+        for cell in self.cells(self.settings.image):
+            path = Path(_path_of(cell) or "")
+            told = path.stat() if path.is_file() else None
+            digest.update(f"{told and (told.st_size, told.st_mtime_ns)}\n".encode())
+        return digest.hexdigest()
+
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the rows in a manifest."""
         return {"path": self.settings.path, "rows": len(self), "fingerprint": self.rows._fingerprint}
@@ -313,6 +326,13 @@ def _drawn(settings: DataSettings, num_rows: int) -> list[int]:
     if last > num_rows:
         raise ValueError(f"drawn is {list(settings.drawn)}, and {settings.path} has {num_rows} rows; ask for fewer.")
     return np.random.default_rng(_DRAW_SEED).permutation(num_rows)[first:last].tolist()
+
+
+def _path_of(cell: Any) -> str | None:
+    """The file that a picture is in, where its cell does not hold it."""
+    if isinstance(cell, Mapping):
+        return cell.get("path") if cell.get("bytes") is None else None
+    return cell if isinstance(cell, str) else None
 
 
 def _encoded(cell: Any) -> bytes:

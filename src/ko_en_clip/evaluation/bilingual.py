@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .metrics import bootstrap, measure, ranks
+from .metrics import bootstrap, measure
 from .report import ACCENT, INK, new_figure, plain_axes, svg_of
+from .retrieval import relevant_ranks
 
 Estimate = tuple[float, float, float]
 PICTURES, KOREAN, ENGLISH = "pictures", "Korean texts", "English texts"
@@ -111,11 +112,14 @@ def text_retrieval_ranks(
         _require_pairs((len(ko_embeds),), (len(rows),))
     ko_numbers, ko_first = _distinct(ko_texts)
     en_numbers, en_first = _distinct(en_texts)
-    paired = torch.zeros(len(ko_first), len(en_first), dtype=torch.bool)
-    paired[ko_numbers, en_numbers] = True
-    of_korean = ranks(ko_embeds @ en_embeds[en_first].T, paired[ko_numbers])
-    of_english = ranks(en_embeds @ ko_embeds[ko_first].T, paired.T[en_numbers])
-    return of_korean, of_english
+    answers_of_ko: list[dict[int, None]] = [{} for _ in ko_first]
+    answers_of_en: list[dict[int, None]] = [{} for _ in en_first]
+    for ko_number, en_number in zip(ko_numbers, en_numbers, strict=True):
+        answers_of_ko[ko_number][en_number] = None
+        answers_of_en[en_number][ko_number] = None
+    of_korean = relevant_ranks(ko_embeds, en_embeds[en_first], [list(answers_of_ko[number]) for number in ko_numbers])
+    of_english = relevant_ranks(en_embeds, ko_embeds[ko_first], [list(answers_of_en[number]) for number in en_numbers])
+    return of_korean.min(dim=1).values, of_english.min(dim=1).values
 
 
 def _distinct(texts: Sequence[str]) -> tuple[list[int], list[int]]:

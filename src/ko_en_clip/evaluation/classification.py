@@ -41,7 +41,15 @@ def labelled_classes(labels: LabelSettings, pairs: PairSet, rows: list[int]) -> 
     prompts = {language: prompts_for(names, labels.templates[language]) for language, names in labels.names.items()}
     column = pairs.cells(labels.column)
     cells = [column[row] if isinstance(column[row], list) else [column[row]] for row in rows]
-    numbers = {int(number) for cell in cells for number in cell}
+    bad = [(row, cell) for row, cell in zip(rows, cells, strict=True) if not all(isinstance(n, int) for n in cell)]
+    if bad:
+        row, cell = bad[0]
+        raise ValueError(
+            f"column {labels.column!r} of {pairs.settings.path} holds {cell[0] if len(cell) == 1 else cell!r} in "
+            f"{pairs.key(row)}; a class is an integer from 0 to {labels.num_classes - 1}. Leave such rows out with "
+            "data.where."
+        )
+    numbers = {number for cell in cells for number in cell}
     if not numbers <= set(range(labels.num_classes)):
         raise ValueError(
             f"column {labels.column!r} holds class numbers from {min(numbers)} to {max(numbers)}, and labels.names "
@@ -50,9 +58,9 @@ def labelled_classes(labels: LabelSettings, pairs: PairSet, rows: list[int]) -> 
     if labels.metric == "mean_average_precision":
         targets = torch.zeros(len(rows), labels.num_classes, dtype=torch.bool)
         for row, cell in enumerate(cells):
-            targets[row, [int(number) for number in cell]] = True
+            targets[row, cell] = True
     elif all(len(cell) == 1 for cell in cells):
-        targets = torch.tensor([int(cell[0]) for cell in cells])
+        targets = torch.tensor([cell[0] for cell in cells])
     else:
         raise ValueError(
             f"column {labels.column!r} holds rows with no class or several, and labels.metric is {labels.metric}, "

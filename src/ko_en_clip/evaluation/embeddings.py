@@ -70,6 +70,10 @@ class TransformersEncoder:
         self.model = model.to(device).eval()
         self.processor = processor
         self.device = device
+        # Of the model alone: a run in half precision judges it as it trains it, and figures are made in full.
+        self.precision = torch.autocast(
+            device.type, torch.get_autocast_dtype(device.type), enabled=torch.is_autocast_enabled(device.type)
+        )
 
     @classmethod
     def open(cls, model: str, device: torch.device) -> Self:
@@ -118,7 +122,12 @@ class TransformersEncoder:
 
     def fingerprint(self) -> str:
         """As `Encoder.fingerprint`."""
-        return _fingerprint(self.model.state_dict(), [repr(self.model.config), str(self.processor)])
+        described = [repr(self.model.config), str(self.processor)]
+        tokenizer: Any = getattr(self.processor, "tokenizer", None)
+        if tokenizer is not None and tokenizer.is_fast:
+            # Rules and vocabulary, which a processor does not print.
+            described.append(tokenizer.backend_tokenizer.to_str())
+        return _fingerprint(self.model.state_dict(), described)
 
     def _inputs(self, picture: torch.Tensor) -> Mapping[str, torch.Tensor]:
         # One at a time: a batch of photographs at full size would fill the memory.
@@ -129,14 +138,18 @@ class TransformersEncoder:
 
     def _images(self, batch: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
         inputs = {name: torch.cat([each[name] for each in batch]).to(self.device) for name in batch[0]}
-        return _normalized(self.model.get_image_features(**inputs).pooler_output)
+        with self.precision:
+            embeds = self.model.get_image_features(**inputs).pooler_output
+        return _normalized(embeds)
 
     def _texts(self, batch: Sequence[str]) -> torch.Tensor:
         arguments = text_arguments(self.model.config, self.processor.tokenizer)
         inputs = dict(self.processor(text=list(batch), **arguments).to(self.device))
         if isinstance(self.model, KoEnClipModel):
             inputs["text_lengths"] = text_lengths_of(inputs["input_ids"].tolist(), self.processor.tokenizer)
-        return _normalized(self.model.get_text_features(**inputs).pooler_output)
+        with self.precision:
+            embeds = self.model.get_text_features(**inputs).pooler_output
+        return _normalized(embeds)
 
 
 class SentenceTransformersEncoder:

@@ -39,7 +39,7 @@ def evaluation_page(found: Mapping[str, Sequence[Outcome]], start: str | None = 
         ValueError: the models were not asked the same.
         ModuleNotFoundError: matplotlib is absent.
     """
-    names = _short_names(list(found))
+    names = short_names(list(found))
     judged = next(iter(found.values()))
     figures = [
         {key_of(result): result for outcome in outcomes for result in outcome.results} for outcomes in found.values()
@@ -74,7 +74,7 @@ def evaluation_page(found: Mapping[str, Sequence[Outcome]], start: str | None = 
     )
 
 
-def _short_names(models: Sequence[str]) -> list[str]:
+def short_names(models: Sequence[str]) -> list[str]:
     """Last parts of the models' paths, or all of them where two would have one name."""
     short = [Path(model).name or model for model in models]
     return short if len(set(short)) == len(short) else list(models)

@@ -151,7 +151,10 @@ def pictures_made(
             embeds, features = (torch.empty(0, 0), None) if pictures is None else make_of(pictures)
             return Part(embeds, torch.empty(len(embeds), 0) if features is None else features, decoded, unreadable)
 
-        parts = _parts(kind, {**pairs.fingerprint(), "image": pairs.settings.image}, len(pairs), make, cache)
+        data = pairs.fingerprint()
+        if cache is not None:
+            data |= {"image": pairs.settings.image, "files": pairs.files_fingerprint()}
+        parts = _parts(kind, data, len(pairs), make, cache)
         joined = _joined(parts, len(pairs))
     _check_share(joined.unreadable, allowed, len(pairs))
     if not joined.rows:
@@ -166,7 +169,7 @@ def text_embeddings(encoder: Encoder, texts: Sequence[str], cache: FeatureCache 
         ValueError: there is none.
     """
     if not texts:
-        raise ValueError("there is no text to embed.")
+        raise ValueError("there is no text to embed: every caption of a language that was asked for is empty.")
     distinct = list(dict.fromkeys(texts))
     with tqdm(total=len(distinct), desc="texts", unit="text", leave=False) as progress:
 

@@ -1,5 +1,6 @@
 """A trained picture classifier judged by its own classes on the data set of a suite, after training and on the way."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ class ClassifierEncoder(TransformersEncoder):
 
     def _images(self, batch: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
         pixel_values = torch.cat([inputs["pixel_values"] for inputs in batch]).to(self.device)
-        logits = self.model(pixel_values=pixel_values).logits.float().cpu()
+        with self.precision:
+            logits = self.model(pixel_values=pixel_values).logits.float().cpu()
         if not logits.isfinite().all():
             raise ValueError("the model's logits are not finite; its training has diverged.")
         return logits
@@ -77,15 +79,23 @@ def open_classifier(model: str) -> ClassifierEncoder:
     return ClassifierEncoder.open(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def classify_suite(encoder: ClassifierEncoder, suite: SuiteSettings, cache: FeatureCache | None = None) -> Outcome:
-    """Accuracy of a classifier on the pictures of a suite, over all and as the mean of its classes.
+def classify_suites(
+    encoder: ClassifierEncoder, suites: Sequence[SuiteSettings], cache: FeatureCache | None = None
+) -> list[Outcome]:
+    """Accuracy of a classifier on the pictures of each suite, over all and as the mean of its classes.
 
-    Whatever else the suite asks for is not asked: a classifier reads no texts.
+    Whatever else a suite asks for is not asked: a classifier reads no texts.
 
     Raises:
-        ValueError: the suite has no classes in a column of numbers, or not the classifier's.
+        ValueError: a suite has no classes in a column of numbers, or not the classifier's; told before any is judged.
     """
-    labels = _labels_for(encoder.model.config.id2label, suite)
+    labels = [_labels_for(encoder.model.config.id2label, suite) for suite in suites]
+    return [_classified(encoder, suite, own, cache) for suite, own in zip(suites, labels, strict=True)]
+
+
+def _classified(
+    encoder: ClassifierEncoder, suite: SuiteSettings, labels: LabelSettings, cache: FeatureCache | None
+) -> Outcome:
     pairs = open_pairs(suite.data)
     pairs.require_column(labels.column, "labels.column")
     logits, rows, unreadable = image_embeddings(encoder, pairs, suite.max_bad_image_share, cache)
@@ -106,8 +116,18 @@ def classify_suite(encoder: ClassifierEncoder, suite: SuiteSettings, cache: Feat
                 n=len(rows),
             )
         )
+    asked = dataclasses.replace(
+        suite,
+        tasks=["zero_shot_classification"],
+        queries=[],
+        shift=None,
+        rated_texts=None,
+        crisscrossed=None,
+        overlap=None,
+        bias=None,
+    )
     return Outcome(
-        suite=suite,
+        suite=asked,
         results=results,
         unreadable=unreadable,
         rows=rows,
@@ -130,7 +150,8 @@ def classifier_figures(suites: Sequence[SuiteSettings], model: Any, processor: A
         processor: its own.
     """
     encoder = ClassifierEncoder(model, processor, model.device)
-    results = [result for suite in suites for result in classify_suite(encoder, suite).results]
+    with torch.autocast(model.device.type, enabled=False):
+        results = [result for outcome in classify_suites(encoder, suites) for result in outcome.results]
     return {f"{result.dataset}/{result.metric}": result.value for result in results}
 
 

@@ -46,10 +46,10 @@ class OverlapSettings:
             raise ValueError("hash_bits and cosine_distance are both null, so nothing is looked for; set one.")
         if self.hash_bits is not None and not 0 <= self.hash_bits < 64:
             raise ValueError(f"hash_bits is {self.hash_bits}; of 64 bits, at least 0 and fewer than 64 may differ.")
-        if self.cosine_distance is not None and not 0 <= self.cosine_distance < 2:
+        if self.cosine_distance is not None and not 0 < self.cosine_distance < 2:
             raise ValueError(
-                f"cosine_distance is {self.cosine_distance}; one minus a cosine is at least 0, and below 2 for "
-                "pictures that are not opposite."
+                f"cosine_distance is {self.cosine_distance}; it must be above 0, since cosines of equal pictures are "
+                "rounded, and below 2, where pictures are opposite."
             )
         if not self.sources:
             raise ValueError("train is empty; name the training pictures.")

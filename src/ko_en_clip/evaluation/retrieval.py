@@ -84,7 +84,8 @@ def relevant_ranks(
 
     Scores are made block by block, so that memory does not depend on the numbers of queries and items. Where items
     fill more than one block, each is scored twice: scores that are compared come from the same multiplication, so
-    that equal embeddings tie wherever they stand.
+    that equal embeddings tie wherever they stand, but for those in a last block that is shorter than the others, whose
+    scores may differ in the last place.
 
     Args:
         queries: (queries, dimensions).

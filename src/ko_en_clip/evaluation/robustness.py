@@ -11,9 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .metrics import measure
-
-_DRAWS = 1000
+from .metrics import mean_and_draws, measure
 
 
 class Baseline(NamedTuple):
@@ -108,9 +106,9 @@ def effective_robustness(
         return of_second - line.predict(np.clip(of_first, half_item, 1 - half_item))
 
     rng = np.random.default_rng(seed)
-    draws = beyond(*(np.array([rng.choice(hits, hits.size).mean() for _ in range(_DRAWS)]) for hits in sets))
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(beyond(*(hits.mean() for hits in sets))), float(low), float(high)
+    (of_first, first_draws), (of_second, second_draws) = (mean_and_draws(hits, rng) for hits in sets)
+    low, high = np.quantile(beyond(first_draws, second_draws), (0.025, 0.975))
+    return float(beyond(np.array(of_first), np.array(of_second))), float(low), float(high)
 
 
 def relative_robustness(under_shift: np.ndarray, start_under_shift: np.ndarray) -> tuple[float, float, float]:

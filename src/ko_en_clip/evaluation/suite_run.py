@@ -128,6 +128,13 @@ class SuiteRun:
         if suite.bias is not None:
             for attribute, column in suite.bias.columns.items():
                 self.pairs.require_column(column, f"bias.{attribute}")
+        beyond = [query.row for query in suite.queries if not 0 <= query.row < len(self.pairs)]
+        if beyond:
+            raise ValueError(
+                f"queries of suite {suite.name} name row {beyond[0]}; rows count from 0 to {len(self.pairs) - 1}."
+            )
+        # Opened before the pictures are embedded, which takes long.
+        self.train = None if suite.train is None else open_pairs(suite.train)
         self.asks_for_classes = suite.has_classes and bool(_OF_CLASSES & set(suite.tasks))
         self.image_embeds, self.rows = torch.empty(0, 0), list(range(len(self.pairs)))
         self.unreadable: list[UnreadablePictureError] = []
@@ -170,11 +177,10 @@ class SuiteRun:
     @cached_property
     def learned_from(self) -> Labelled:
         """The training pictures."""
-        assert self.suite.train is not None and self.suite.labels is not None
-        pairs = open_pairs(self.suite.train)
-        pairs.require_column(self.suite.labels.column, "labels.column")
-        pictures = self._pictures_of(pairs)
-        return Labelled(pictures, labelled_classes(self.suite.labels, pairs, pictures.rows).targets)
+        assert self.train is not None and self.suite.labels is not None
+        self.train.require_column(self.suite.labels.column, "labels.column")
+        pictures = self._pictures_of(self.train)
+        return Labelled(pictures, labelled_classes(self.suite.labels, self.train, pictures.rows).targets)
 
     def _pictures_of(self, pairs: PairSet) -> PictureFeatures:
         """Embeddings, and what probes learn from where one is asked for."""

@@ -241,6 +241,8 @@ def load_suite(name: str, overrides: Sequence[str] = ()) -> SuiteSettings:
     suite = load_settings(SuiteSettings, find_settings_file(name, "evaluation/definitions"), overrides)
     if suite.labels is None or suite.labels.like is None:
         return suite
+    if suite.labels.like == name:
+        raise ValueError(f"labels.like of {name} is the suite itself; name another, or give names and templates.")
     other = _labels_of(suite.labels.like)
     if other is None:
         raise ValueError(f"labels.like of {name} is {suite.labels.like!r}, which has no labels.")

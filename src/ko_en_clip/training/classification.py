@@ -140,13 +140,20 @@ def name_classes(config: KoEnClipConfig, names: Sequence[str]) -> None:
     """Give a configuration these classes.
 
     Raises:
-        ValueError: it is that of a classifier with another number of classes.
+        ValueError: it is that of a classifier with another number of classes, or the same ones in another order.
     """
     is_classifier = config.architectures == [KoEnClipForImageClassification.__name__]
     if is_classifier and config.num_labels != len(names):
         raise ValueError(
             f"model.init is a classifier of {config.num_labels} classes, and there are {len(names)}; start from the "
             "joint model that it was trained from."
+        )
+    before = list((config.id2label or {}).values()) if is_classifier else list(names)
+    if before != list(names) and sorted(before) == sorted(names):
+        raise ValueError(
+            f"model.init is a classifier of the same classes in another order ({before[0]} comes first there, and "
+            f"{names[0]} here), so that its head would call them wrongly; give labels.names in its order, and "
+            "the data with its numbers."
         )
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}

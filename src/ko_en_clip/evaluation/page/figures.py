@@ -8,6 +8,7 @@ from ..metrics import Result
 from ..published import Comparison
 from ..report import ACCENT, INK, new_figure, plain_axes, svg_of
 from ..shifts import TASK as ROBUSTNESS
+from .probes import labels_worth
 from .words import Key, key_of, kind_of, language_name, metric_name, percent, place_of, task_name
 
 COLOURS = (ACCENT, "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#be185d")
@@ -45,7 +46,7 @@ def figure_table(outcome: Outcome, figures: Sequence[Mapping[Key, Result]]) -> d
             both = zip(languages["ko"], languages["en"], strict=True)
             gaps = [f"{100 * (korean.value - english.value):+.1f}" for korean, english in both]
             rows.append({"what": what, "language": "Korean minus English", "cells": [(gap, "") for gap in gaps]})
-    return {"name": outcome.suite.name, "tasks": tasks}
+    return {"name": outcome.suite.name, "tasks": tasks, "worth": labels_worth(outcome)}
 
 
 def mark_of(comparison: Comparison) -> str | None:

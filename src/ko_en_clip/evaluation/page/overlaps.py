@@ -12,6 +12,8 @@ from ..tasks.overlap import INFLATION, P_VALUE
 from .pictures import thumbnail
 from .words import Key, key_of, language_name, metric_name, p_value, percent, place_of
 
+_COMPARED = {"accuracy", "image_to_text_recall@1"}
+
 
 def overlaps_of(
     judged: Sequence[Outcome], names: Sequence[str], figures: Sequence[Mapping[Key, Result]]
@@ -30,7 +32,7 @@ def _section(outcome: Outcome, names: Sequence[str], figures: Sequence[Mapping[K
     settings = outcome.suite.overlap
     assert settings is not None
     ours = [result for result in outcome.results if result.task == "overlap"]
-    compared = [result for result in ours if result.slice == "clean"]
+    compared = [result for result in ours if result.slice == "all" and result.metric in _COMPARED]
     tests, trains = open_pairs(outcome.suite.data), [open_pairs(source) for source in settings.sources]
     return {
         "name": outcome.suite.name,
@@ -49,9 +51,9 @@ def _share(name: str, outcome: Outcome, found: Mapping[Key, Result]) -> dict[str
     return {"model": name, "share": percent(share.value), "num": f"{share.value * share.n:,.0f}", "n": f"{share.n:,}"}
 
 
-def _row(clean: Result, name: str, found: Mapping[Key, Result]) -> dict[str, Any]:
-    """All, Clean and Overlap of a model; a model for which nothing overlaps has the first two alone."""
-    dataset, task, language, _, metric = key_of(clean)
+def _row(whole: Result, name: str, found: Mapping[Key, Result]) -> dict[str, Any]:
+    """All, Clean and Overlap of a model; one for which nothing or everything overlaps lacks some."""
+    dataset, task, language, _, metric = key_of(whole)
     parts = [found.get((dataset, task, language, part, metric)) for part in ("all", "clean", "overlap")]
     inflation = found.get((dataset, task, language, "all", f"{metric}_{INFLATION}"))
     chance = found.get((dataset, task, language, "all", f"{metric}_{P_VALUE}"))

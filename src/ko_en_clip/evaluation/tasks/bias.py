@@ -62,9 +62,10 @@ def _people(run: SuiteRun) -> tuple[list[int], dict[str, list[str]]]:
 
 def _names(run: SuiteRun, column: str) -> list[str | None]:
     """Cells of the readable pictures by their names; None where one is empty."""
-    feature, cells = run.pairs.rows.features[column], run.pairs.rows[column]
+    feature, cells = run.pairs.require_column(column, "bias"), run.pairs.cells(column)
     if isinstance(feature, datasets.ClassLabel):
-        names = [None if cell is None else feature.int2str(cell) for cell in cells]
+        # -1 stands for no label.
+        names = [None if cell is None or cell < 0 else feature.int2str(cell) for cell in cells]
     elif getattr(feature, "dtype", None) in ("string", "large_string"):
         names = [cell or None for cell in cells]
     else:

@@ -13,7 +13,7 @@ def answer_queries(run: SuiteRun) -> list[AnsweredQuery]:
     """The pictures of the suite nearest to each of its queries, that of the query left out.
 
     Raises:
-        ValueError: a query names a row that there is not, or whose picture does not decode; or its sum is zero.
+        ValueError: a query names a row whose picture does not decode, or its sum is zero.
     """
     queries = run.suite.queries
     if not queries:
@@ -22,8 +22,7 @@ def answer_queries(run: SuiteRun) -> list[AnsweredQuery]:
     absent = [query.row for query in queries if query.row not in positions]
     if absent:
         raise ValueError(
-            f"queries of suite {run.suite.name} name row {absent[0]}, which is absent or does not decode; rows count "
-            f"from 0 to {len(run.pairs) - 1}."
+            f"queries of suite {run.suite.name} name row {absent[0]}, whose picture does not decode; name another."
         )
     pictures = run.image_embeds[[positions[query.row] for query in queries]]
     texts = text_embeddings(run.encoder, [query.text for query in queries], run.cache)

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ...data.pairs import open_pairs
 from ..features import text_embeddings
 from ..metrics import Result, bootstrap
 from ..rated_texts import RatedTexts, check_rated_texts, rated_texts
@@ -30,10 +29,9 @@ def semantic_similarity(run: SuiteRun) -> list[Result]:
         "spearman": correlation_interval(spearman, similarities, rated.scores),
         "pearson": correlation_interval(pearson, similarities, rated.scores),
     }
-    if run.suite.train is not None:
-        pairs = open_pairs(run.suite.train)
-        check_rated_texts(pairs, settings)
-        fitted_on = rated_texts(pairs, settings)
+    if run.train is not None:
+        check_rated_texts(run.train, settings)
+        fitted_on = rated_texts(run.train, settings)
         threshold = fit_threshold(_cosines(run, fitted_on), fitted_on.equivalent)
         figures["f1"] = bootstrap(
             lambda drawn: f1(similarities[drawn], rated.equivalent[drawn], threshold), len(similarities)
