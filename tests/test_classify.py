@@ -22,7 +22,8 @@ from moved_weights import moved
 from PIL import Image
 from torch import nn
 from torch.testing import assert_close
-from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoProcessor, pipeline
+from transformers import AutoModelForImageClassification, AutoProcessor, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ko_en_clip import KoEnClipConfig, KoEnClipForImageClassification, KoEnClipModel
 from ko_en_clip.__main__ import main
