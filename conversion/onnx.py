@@ -123,6 +123,4 @@ def _written(export: _Export, folder: Path) -> float:
         raise RuntimeError(
             f"{file} gives embeddings that differ by {difference:.1e} from the model's; it must not be used."
         )
-        "%s: %.1f MB, %s within %.1e of torch", file.name, file.stat().st_size / 1e6, export.output, difference
-    )
     return difference

@@ -94,9 +94,9 @@ def _read(file: Path) -> Any:
 
 
 def _first(error: Exception) -> str:
-    """A reader's message on one line; of torch's only the cause, which stands in advice to allow code."""
-    text = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2]
-    return f"{type(error).__name__}: {text.partition(' by default')[0][:300]}"
+    """A reader's message on one line; of torch's only the cause, which stands between two pieces of advice."""
+    text = " ".join(str(error).split()).rpartition("from a trusted source. ")[2]
+    return f"{type(error).__name__}: {text.partition(' Check the documentation')[0][:300]}"
 
 
 def _refused(file: Path, what: str) -> RefusedFileError:

@@ -33,6 +33,7 @@ _CLASS = re.compile(
     r"  __buffers__ = \[(?P<buffers>.*)\]$",
     re.MULTILINE,
 )
+_NUMBER = re.compile(r"(?<![\w.])\d+\.\d*(?:e[+-]?\d+)?")
 # Bytes of a zip file's local header before name and extra field; its last four are the lengths of those two.
 _HEADER_BYTES = 30
 
@@ -52,9 +53,7 @@ def read_torchscript(file: Path, archive: zipfile.ZipFile) -> dict[str, torch.Te
         KeyError, ValueError, RuntimeError: a part is missing, compressed, or shorter than its tensors.
     """
     data = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-    with file.open("rb") as stream:
-        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    reader = _TreeReader(archive, data.removesuffix("data.pkl"), content)
+    reader = _TreeReader(archive, file, data)
     root = reader.load()
     if not isinstance(root, _Module):
         raise pickle.UnpicklingError(f"data.pkl holds a {type(root).__name__}, not a module")
@@ -72,9 +71,14 @@ class _Module:
 
 
 class _TreeReader(pickle.Unpickler):
-    def __init__(self, archive: zipfile.ZipFile, prefix: str, content: mmap.mmap):
-        super().__init__(archive.open(f"{prefix}data.pkl"))
-        self._archive, self._prefix, self._content = archive, prefix, content
+    """Reads `data.pkl` or `constants.pkl`; the numbers of either lie in the folder of the same name."""
+
+    def __init__(self, archive: zipfile.ZipFile, file: Path, name: str):
+        super().__init__(archive.open(name))
+        with file.open("rb") as stream:
+            self._content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._archive, self._folder = archive, name.removesuffix(".pkl")
+        self._root = name.rpartition("/")[0]
         self._storages: dict[str, torch.Tensor] = {}
         self._declared: dict[str, dict[str, set[str]]] = {}
 
@@ -98,9 +102,9 @@ class _TreeReader(pickle.Unpickler):
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError(f"it refers to {kind!r}, which is no storage")
         if key not in self._storages:
-            start, size = self._extent(f"{self._prefix}data/{key}")
+            start, size = self._extent(f"{self._folder}/{key}")
             if size < number * dtype.itemsize:
-                raise ValueError(f"data/{key} has {size} bytes; {number} numbers of {dtype} need more")
+                raise ValueError(f"{key} of {self._folder} has {size} bytes; {number} numbers of {dtype} need more")
             self._storages[key] = (
                 torch.frombuffer(self._content, dtype=dtype, count=number, offset=start)
                 if number
@@ -112,7 +116,7 @@ class _TreeReader(pickle.Unpickler):
         """Names of the parameters and buffers of a class, as its code lists them."""
         module, _, name = path.rpartition(".")
         if module not in self._declared:
-            code = self._archive.read(f"{self._prefix}code/{module.replace('.', '/')}.py").decode()
+            code = self._archive.read(f"{self._root}/code/{module.replace('.', '/')}.py").decode()
             self._declared[module] = {
                 match["name"]: set(re.findall(r'"(\w+)"', match["parameters"] + match["buffers"]))
                 for match in _CLASS.finditer(code)
@@ -142,3 +146,16 @@ def _tensors(module: _Module, prefix: str, reader: _TreeReader) -> Iterator[tupl
             yield from _tensors(value, f"{prefix}{name}.", reader)
         elif name in declared and isinstance(value, torch.Tensor):
             yield f"{prefix}{name}", value
+
+
+def numbers_of(file: Path, archive: zipfile.ZipFile, code: str) -> list[float]:
+    """Numbers of floating point in the archive's code: those written in it, and single ones among its constants.
+
+    Raises:
+        pickle.UnpicklingError: the constants are other than tensors and plain values.
+    """
+    written = [float(number) for number in _NUMBER.findall(code)]
+    name = next(name for name in archive.namelist() if name.endswith("/constants.pkl"))
+    constants = _TreeReader(archive, file, name).load()
+    tensors = [value for value in constants if isinstance(value, torch.Tensor)]
+    return written + [float(value) for value in tensors if value.numel() == 1 and value.is_floating_point()]
