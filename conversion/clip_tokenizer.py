@@ -114,13 +114,10 @@ def clip_processor(
         mean: of each channel, from 0 to 1; `None` is CLIP's.
         std: the same of the standard deviation.
     """
-    colours: dict[str, Any] = {"image_mean": mean, "image_std": std}
-    image_processor = KoEnClipImageProcessor(
-        size={"shortest_edge": image_size},
-        crop_size={"height": image_size, "width": image_size},
-        **{name: list(value) for name, value in colours.items() if value is not None},
-    )
-    return KoEnClipProcessor(image_processor=image_processor, tokenizer=tokenizer)
+    fields: dict[str, Any] = {"image_mean": mean, "image_std": std}
+    fields = {name: list(value) for name, value in fields.items() if value is not None}
+    fields |= {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
+    return KoEnClipProcessor(image_processor=KoEnClipImageProcessor(**fields), tokenizer=tokenizer)
 
 
 def _read_merges(file: Path) -> list[tuple[str, str]]:

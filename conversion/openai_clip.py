@@ -14,7 +14,8 @@ from ko_en_clip import KoEnClipConfig
 
 from .clip_tokenizer import NOT_REPRODUCED, VOCABULARY_FILE, clip_processor, clip_tokenizer
 from .converted import Converted
-from .openai_layout import filled_model, is_openai_layout, rules_of, shape_of, without_archive_numbers
+from .folders import build_model
+from .openai_layout import is_openai_layout, rules_of, shape_of, without_archive_numbers
 from .parity import TEXTS, Parity, compare_with, sample_pictures
 from .reading import read_tensors
 from .reference.clip_tokenizer import ReferenceTokenizer
@@ -57,7 +58,7 @@ def from_openai_clip(file: Path, *, vocabulary: Path | None = None, activation: 
     config = clip_config(fields, special, found)
     if _completed(tensors):
         notes.append("the batch norms' counts of batches, which the file lacks, begin at 0")
-    model = filled_model(config, tensors, rules_of(tensors), str(file))
+    model = build_model(config, tensors, rules_of(tensors), str(file))
     processor = None if tokenizer is None else clip_processor(tokenizer, fields["vision_config"]["image_size"])
     return Converted(model, processor, f"OpenAI CLIP, {file}", notes)
 

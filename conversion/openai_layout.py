@@ -4,14 +4,12 @@ Facts are those of the released code of CLIP (Radford et al. 2021), `clip/model.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ko_en_clip import KoEnClipConfig, KoEnClipModel
-
-from .key_maps import STACKED, TRANSPOSED, Rule, converted
+from .key_maps import STACKED, TRANSPOSED, Rule
 
 # The only width of a head that the released code has; weights do not tell it.
 HEAD_WIDTH = 64
@@ -130,23 +128,6 @@ def shape_of(tensors: Mapping[str, torch.Tensor], source_name: str) -> dict[str,
         raise ValueError(
             f"{source_name} is no whole CLIP in OpenAI's layout: {error} is missing, or of another shape."
         ) from error
-
-
-def filled_model(
-    config: KoEnClipConfig, tensors: Mapping[str, torch.Tensor], rules: Sequence[Rule], source_name: str
-) -> KoEnClipModel:
-    """The model with the source's weights, in evaluation mode and the source's float type, float32 if it mixes them.
-
-    Raises:
-        ValueError: as `converted`.
-    """
-    model = KoEnClipModel(config)
-    expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    model.load_state_dict(converted(tensors, rules, expected, source_name=source_name))
-    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    # Widening is exact, so that nothing is lost where layer norms are wider than the rest.
-    model.to(dtypes.pop() if len(dtypes) == 1 else torch.float32)  # type: ignore[arg-type]
-    return model.eval()
 
 
 def num_children(tensors: Mapping[str, torch.Tensor], prefix: str) -> int:

@@ -1,6 +1,6 @@
 """CLIP of Radford et al. 2021, section 2.4, from OpenAI's keys: ViT, modified ResNet, text transformer, logits.
 
-Computes in the float type of the pictures, layer by layer from the source's tensors. Heads are 64 wide. Shapes: B
+Computes in the float type of the pictures, layer by layer from the source's tensors. Shapes: B
 pictures or texts, N tokens, D width.
 """
 
@@ -22,8 +22,17 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class ClipReference:
     """The two towers as functions of the source's tensors."""
 
-    def __init__(self, tensors: Tensors, activation: str, prefix: str = "", head_width: int = _HEAD_WIDTH):
+    def __init__(
+        self,
+        tensors: Tensors,
+        activation: str,
+        prefix: str = "",
+        head_width: int = _HEAD_WIDTH,
+        text_head_width: int | None = None,
+    ):
+        """Take the source's tensors, the name of its activation, and the width of a head, of texts if it differs."""
         self.tensors, self.prefix, self.head_width = tensors, prefix, head_width
+        self.text_head_width = text_head_width or head_width
         self.activation = ACTIVATIONS[activation]
         self.dtype = torch.float32
 
@@ -52,7 +61,7 @@ class ClipReference:
         num_tokens = input_ids.shape[1]
         hidden = self.get("token_embedding.weight")[input_ids] + self.get("positional_embedding")[:num_tokens]
         later = torch.full((num_tokens, num_tokens), -math.inf, dtype=self.dtype).triu(1)
-        outputs, hidden = self.blocks("transformer", "text", hidden, later)
+        outputs, hidden = self.blocks("transformer", "text", self.text_head_width, hidden, later)
         hidden = self.norm("ln_final", hidden)
         ends = input_ids.argmax(dim=1)
         outputs["text.last_hidden_state"] = hidden
@@ -75,32 +84,32 @@ class ClipReference:
         first = self.get("visual.class_embedding").expand(len(hidden), 1, width)
         hidden = torch.cat([first, hidden], dim=1) + self.get("visual.positional_embedding")
         hidden = self.norm("visual.ln_pre", hidden)
-        outputs, hidden = self.blocks("visual.transformer", "vision", hidden, None)
+        outputs, hidden = self.blocks("visual.transformer", "vision", self.head_width, hidden, None)
         outputs["image"] = self.norm("visual.ln_post", hidden[:, 0]) @ self.get("visual.proj")
         return outputs
 
     def blocks(
-        self, name: str, tower: str, hidden: torch.Tensor, added: torch.Tensor | None
+        self, name: str, tower: str, head_width: int, hidden: torch.Tensor, added: torch.Tensor | None
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """All blocks of one transformer, with what went into the first and came out of each."""
         outputs = {f"{tower}.hidden_states.0": hidden}
         number = 0
         while f"{self.prefix}{name}.resblocks.{number}.ln_1.weight" in self.tensors:
             block = f"{name}.resblocks.{number}"
-            hidden = hidden + self.attention(f"{block}.attn", self.norm(f"{block}.ln_1", hidden), added)
+            hidden = hidden + self.attention(f"{block}.attn", head_width, self.norm(f"{block}.ln_1", hidden), added)
             inner = self.activation(self.linear(f"{block}.mlp.c_fc", self.norm(f"{block}.ln_2", hidden)))
             hidden = hidden + self.linear(f"{block}.mlp.c_proj", inner)
             number += 1
             outputs[f"{tower}.hidden_states.{number}"] = hidden
         return outputs, hidden
 
-    def attention(self, name: str, hidden: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+    def attention(self, name: str, head_width: int, hidden: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
         """Multi-head attention; queries, keys and values are thirds of one product."""
         batch, num_tokens, width = hidden.shape
         product = hidden @ self.get(f"{name}.in_proj_weight").T + self.get(f"{name}.in_proj_bias")
-        heads = product.reshape(batch, num_tokens, 3, width // self.head_width, self.head_width)
+        heads = product.reshape(batch, num_tokens, 3, width // head_width, head_width)
         queries, keys, values = heads.permute(2, 0, 3, 1, 4)
-        scores = queries @ keys.transpose(2, 3) / math.sqrt(self.head_width)
+        scores = queries @ keys.transpose(2, 3) / math.sqrt(head_width)
         if added is not None:
             scores = scores + added
         mixed = (scores.softmax(dim=-1) @ values).transpose(1, 2).reshape(batch, num_tokens, width)
@@ -142,11 +151,11 @@ class ClipReference:
         batch, num_tokens, width = tokens.shape
         queries, keys, values = (
             self.linear(f"visual.attnpool.{part}_proj", rows)
-            .reshape(batch, -1, width // _HEAD_WIDTH, _HEAD_WIDTH)
+            .reshape(batch, -1, width // self.head_width, self.head_width)
             .transpose(1, 2)
             for part, rows in (("q", tokens[:, :1]), ("k", tokens), ("v", tokens))
         )
-        weights = (queries @ keys.transpose(2, 3) / math.sqrt(_HEAD_WIDTH)).softmax(dim=-1)
+        weights = (queries @ keys.transpose(2, 3) / math.sqrt(self.head_width)).softmax(dim=-1)
         return self.linear("visual.attnpool.c_proj", (weights @ values).transpose(1, 2).reshape(batch, width))
 
     def convolution(self, name: str, norm: str, hidden: torch.Tensor, stride: int = 1) -> torch.Tensor:
