@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import BertConfig, BertTokenizer, ChineseCLIPConfig, ChineseCLIPModel
 
 from ko_en_clip import KoEnClipConfig, KoEnClipImageProcessor, KoEnClipProcessor, KoEnClipVisionConfig
@@ -18,7 +19,11 @@ from .converted import Converted
 from .folders import LEFT_OUT, build_model, read_config, read_processor, read_weights, source_model, tower_fields
 from .key_maps import TRANSPOSED, Rule
 from .openai_layout import RESNET_RULES, VIT_RULES, vision_shape
+from .parity import TEXTS, Parity, compare_with, sample_pictures
 from .reading import read_tensors
+from .reference.chinese_clip import ChineseClipReference
+from .reference.pictures import reference_pixels
+from .reference.wordpiece import ReferenceWordPiece
 
 FOLDER_RULES = (
     # [CLS] is taken as it is; folders that have a pooler do not use it.
@@ -105,6 +110,32 @@ def from_chinese_clip_checkpoint(
     return Converted(model, processor, f"Chinese-CLIP, {file}", notes)
 
 
+def chinese_clip_checkpoint_parity(file: Path, made: Converted, vocabulary: Path | None = None) -> Parity:
+    """How far the converted model is from the source's maths on its own tensors, tokens and pixels included.
+
+    Args:
+        file: what `from_chinese_clip_checkpoint` read.
+        made: what it gave.
+        vocabulary: as given to it.
+    """
+    config = made.model.config
+    vision = config.vision_config
+    reference = ChineseClipReference(
+        read_tensors(file),
+        num_text_heads=config.text_config.num_attention_heads,
+        head_width=vision.hidden_size // vision.num_attention_heads,
+    )
+
+    def inputs() -> tuple[list[list[int]], torch.Tensor]:
+        tokenizer = ReferenceWordPiece(vocabulary or file.with_name(_VOCABULARY))
+        side = vision.image_size
+        # Squares to begin with, of which nothing is cut.
+        squares = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in sample_pictures()]
+        return [tokenizer(text, _CONTEXT_LENGTH) for text in TEXTS], reference_pixels(squares, side)
+
+    return compare_with(made, reference, inputs, "an independent forward pass from Chinese-CLIP's keys")
+
+
 def _text_fields(tensors: Mapping[str, torch.Tensor], num_heads: int | None, source_name: str) -> dict[str, Any]:
     """BERT's fields, all but the heads from shapes."""
     table, width = tensors["bert.embeddings.word_embeddings.weight"].shape
@@ -168,5 +199,5 @@ def _processor(vocabulary: Path, config: KoEnClipConfig) -> KoEnClipProcessor:
     tokenizer.backend_tokenizer.model.max_input_chars_per_word = 200
     side = config.vision_config.image_size  # type: ignore[union-attr]
     square = {"height": side, "width": side}
-    pictures = KoEnClipImageProcessor(size=square, crop_size=square, do_center_crop=False)  # type: ignore[arg-type]
+    pictures = KoEnClipImageProcessor(size=square, crop_size=square, do_center_crop=False)
     return KoEnClipProcessor(image_processor=pictures, tokenizer=tokenizer)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTMAEConfig, ViTMAEForPreT
 from .converted import Converted
 from .folders import LEFT_OUT, read_config, read_weights, source_model, tower_fields
 from .key_maps import STACKED, Rule, converted
+from .parity import Parity, compare
 from .reading import read_tensors
 from .reference.mae import MaeReference
 
@@ -78,6 +79,24 @@ def from_mae_folder(folder: Path) -> Converted:
     config = ViTConfig(**tower_fields(source, ViTConfig))
     encoder = {key.removeprefix("vit."): tensor for key, tensor in tensors.items() if key.startswith("vit.")}
     return _finished(config, encoder, folder)
+
+
+def mae_parity(origin: Path, made: Converted) -> Parity:
+    """How far the converted encoder is from the source's, on random pixels; nothing is masked.
+
+    Args:
+        origin: the checkpoint or folder that was read.
+        made: what the converter gave.
+    """
+    config = made.model.config
+    generator = torch.Generator().manual_seed(0)
+    pixel_values = torch.randn(2, config.num_channels, config.image_size, config.image_size, generator=generator)
+    source = mae_outputs(origin, pixel_values, config.num_attention_heads)
+    reference = (
+        "transformers' ViTMAEForPreTraining" if origin.is_dir() else "an independent forward pass of MAE's keys"
+    )
+    # There are no texts, so that no token is left out.
+    return compare(source, encoder_outputs(made.model, pixel_values), torch.ones(1, 1), reference)
 
 
 def mae_outputs(origin: Path, pixel_values: torch.Tensor, num_heads: int) -> dict[str, torch.Tensor]:

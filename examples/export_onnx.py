@@ -17,9 +17,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = KoEnClipModel.from_pretrained(arguments.model)
     processor = KoEnClipProcessor.from_pretrained(arguments.model)
-    for name, difference in to_onnx(model, processor, arguments.output_dir).items():
-        file = arguments.output_dir / name
-        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, embeddings within {difference:.1e} of torch")
+    print(to_onnx(model, processor, arguments.output_dir).table())
 
 
 if __name__ == "__main__":
