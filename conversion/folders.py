@@ -23,6 +23,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 # Buffers of older folders, which count 0, 1, 2 or are all zero; models make them anew.
 _POSITIONS, _SEGMENTS = ".position_ids", ".token_type_ids"
 
@@ -54,6 +55,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         FileNotFoundError: there are none, or a file is missing that the index names.
         RefusedFileError: a file is damaged, or needs code to be read.
+        ValueError: such a buffer holds something else.
     """
     file = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
     if file is None:
@@ -69,7 +71,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for each in files:
         tensors |= read_tensors(each)
-    return {key: tensor for key, tensor in tensors.items() if not _is_made_anew(key, tensor)}
+    made_anew = [key for key in tensors if key.endswith((_POSITIONS, _SEGMENTS))]
+    for key in made_anew:
+        _check_counted(key, tensors.pop(key), file)
+    return tensors
 
 
 def source_model(
@@ -178,6 +183,9 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: there is none that can be read.
     """
+    # Without any of them AutoTokenizer makes a tokenizer of special tokens alone.
+    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
+        raise ValueError(f"{folder} has no tokenizer: none of {', '.join(_VOCABULARY_FILES)} is there.")
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:
@@ -187,12 +195,14 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _is_made_anew(key: str, tensor: torch.Tensor) -> bool:
-    """Whether a tensor is a buffer of positions or segments; one that holds something else is a weight to be known."""
+def _check_counted(key: str, tensor: torch.Tensor, file: Path) -> None:
+    """Check that a buffer holds what models make anew: positions 0, 1, 2 and so on, or segments of 0."""
     flat = tensor.flatten()
-    if key.endswith(_POSITIONS):
-        return torch.equal(flat, torch.arange(len(flat), dtype=flat.dtype))
-    return key.endswith(_SEGMENTS) and not flat.any()
+    expected = torch.arange(len(flat)) if key.endswith(_POSITIONS) else torch.zeros(len(flat))
+    if not torch.equal(flat, expected.to(flat.dtype)):
+        raise ValueError(
+            f"{key} of {file} does not count as every model does; with others the source computes something else."
+        )
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ class ChineseClipReference(ClipReference):
     """The two towers as functions of the source's tensors."""
 
     def __init__(self, tensors: Tensors, *, num_text_heads: int, head_width: int = 64):
-        super().__init__(tensors, "quick_gelu", head_width=head_width)
+        super().__init__(tensors, "quick_gelu", head_widths=(head_width, head_width))
         self.num_text_heads = num_text_heads
 
     def texts(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
