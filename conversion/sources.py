@@ -18,6 +18,8 @@ from .dual_encoder import from_dual_encoder
 from .folders import read_config, read_weights, source_model
 from .kelip import from_kelip, is_kelip, kelip_parity
 from .mae import from_mae_checkpoint, from_mae_folder, mae_parity
+from .open_clip import from_open_clip, is_open_clip
+from .open_clip_parity import open_clip_parity
 from .openai_clip import from_openai_clip, is_openai_clip, openai_clip_parity
 from .parity import Parity
 from .reading import RefusedFileError, read_tensors
@@ -89,6 +91,9 @@ def convert(source: Source, said: Said) -> tuple[Converted, Parity | None]:
     match source.kind:
         case "ko_en_clip":
             return _own(path), None
+        case "open_clip":
+            made = from_open_clip(path, vocabulary=said.vocabulary)
+            return made, open_clip_parity(path, made, said.vocabulary)
         case "kelip":
             made = from_kelip(path, vocabulary=said.vocabulary)
             return made, kelip_parity(path, made, said.vocabulary)
@@ -126,6 +131,8 @@ def _fetched(source: str) -> Path:
 
 
 def _kind_of_folder(folder: Path) -> str:
+    if is_open_clip(folder):
+        return "open_clip"
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} has no config.json, so that nothing says of which system it is. {_known()}")
@@ -155,6 +162,6 @@ def _kind_of_file(file: Path) -> str:
 
 def _known() -> str:
     return (
-        f"Converted are folders of model_type {', '.join(_FOLDERS)}, KELIP's file and folder, and files of OpenAI's "
-        "CLIP, of Chinese-CLIP (clip_cn_*.pt) and of MAE (mae_pretrain_vit_*.pth)."
+        f"Converted are folders of model_type {', '.join(_FOLDERS)}, those of open_clip and of KELIP, and files of "
+        "OpenAI's CLIP, of KELIP, of Chinese-CLIP (clip_cn_*.pt) and of MAE (mae_pretrain_vit_*.pth)."
     )

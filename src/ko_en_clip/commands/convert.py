@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from ..conversion.clip import to_clip_folder
 from ..conversion.converted import Converted
+from ..conversion.open_clip import to_open_clip
+from ..conversion.open_clip_parity import open_clip_parity
 from ..conversion.parity import Parity, Row
 from ..conversion.sources import Said, Source, convert, find_source
 from ..conversion.stock import stock_parity
@@ -101,6 +103,9 @@ def _write(made: Converted, written_format: str, folder: Path) -> Parity | None:
     if written_format == "clip":
         to_clip_folder(model, processor, folder)
         return stock_parity(folder, made)
+    if written_format == "open_clip":
+        to_open_clip(model, processor, folder)
+        return open_clip_parity(folder, made)
     # Imported where it is used: it needs the extra `onnx`.
     from ..conversion.onnx import to_onnx
 
