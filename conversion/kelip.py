@@ -74,7 +74,7 @@ def kelip_parity(path: Path, made: Converted, vocabulary: Path | None = None) ->
     config = made.model.config
     text = config.text_config
     head_width = text.hidden_size // text.num_attention_heads
-    reference = ClipReference(_read(path)[0], "quick_gelu", _PREFIX, text_head_width=head_width)
+    reference = ClipReference(_read(path)[0], "quick_gelu", _PREFIX, (head_width, 64))
 
     def inputs() -> tuple[list[list[int]], torch.Tensor]:
         folder = vocabulary or _folder_of(path)

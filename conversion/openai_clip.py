@@ -3,7 +3,6 @@
 Facts are those of the released code (Radford et al. 2021): `clip/model.py` and `clip/clip.py`.
 """
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from .converted import Converted
 from .folders import build_model
 from .openai_layout import is_openai_layout, rules_of, shape_of, without_archive_numbers
 from .parity import TEXTS, Parity, compare_with, sample_pictures
-from .reading import read_tensors
+from .reading import read_archive_code, read_tensors
 from .reference.clip_tokenizer import ReferenceTokenizer
 from .reference.openai_clip import ClipReference
 from .reference.pictures import reference_pixels
-from .torchscript import is_torchscript, numbers_of
 
 # Entries of CLIP's published vocabulary, whose last two are BOS and EOS.
 _VOCAB_SIZE = 49408
@@ -140,17 +138,13 @@ def _activation(file: Path, given: str | None) -> tuple[str, str]:
 
 
 def _said_activation(file: Path) -> str | None:
-    if not zipfile.is_zipfile(file):
+    found = read_archive_code(file)
+    if found is None:
         return None
-    with zipfile.ZipFile(file) as archive:
-        if not is_torchscript(archive):
-            return None
-        names = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
-        code = "\n".join(archive.read(name).decode() for name in names)
-        quick = any(abs(number - _QUICK_GELU_FACTOR) < _HALF_STEP for number in numbers_of(file, archive, code))
-    has_gelu = "gelu(" in code
+    code, numbers = found
+    quick = any(abs(number - _QUICK_GELU_FACTOR) < _HALF_STEP for number in numbers)
     # Both or neither is no answer.
-    return {(True, False): "quick_gelu", (False, True): "gelu"}.get((quick, has_gelu))
+    return {(True, False): "quick_gelu", (False, True): "gelu"}.get((quick, "gelu(" in code))
 
 
 def _beside(file: Path) -> Path | None:

@@ -2,15 +2,17 @@
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .torchscript import is_torchscript, read_torchscript
+from .torchscript import is_torchscript, read_code, read_torchscript
+
+_Content = TypeVar("_Content")
 
 # Under one of these a training script puts the weights, beside its counters and its optimiser.
 _WRAPPERS = ("state_dict", "model")
@@ -41,18 +43,16 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there, or is no file. Give the file that holds the weights.")
-    try:
-        content = _read(file)
-    except RefusedFileError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise _refused(
-            file, f"it is damaged, or holds more than tensors and would run code: {_first(error)}"
-        ) from error
-    except Exception as error:
-        # Whatever damaged bytes lead to: the readers raise a dozen kinds, none of which says the file.
-        raise _refused(file, f"it is damaged, cut short or of another kind: {_first(error)}") from error
-    return unwrapped(content, file)
+    return unwrapped(_guarded(file, _read), file)
+
+
+def read_archive_code(file: Path) -> tuple[str, list[float]] | None:
+    """The code of a TorchScript archive as text, never run, with the numbers in it; `None` for any other file.
+
+    Raises:
+        RefusedFileError: the file is damaged or cut short, or its constants need code to be read.
+    """
+    return _guarded(file, _read_code)
 
 
 def unwrapped(content: Any, file: Path) -> dict[str, torch.Tensor]:
@@ -73,6 +73,27 @@ def unwrapped(content: Any, file: Path) -> dict[str, torch.Tensor]:
     if all(key.startswith(_PARALLEL_PREFIX) for key in content):
         return {key.removeprefix(_PARALLEL_PREFIX): tensor for key, tensor in content.items()}
     return dict(content)
+
+
+def _guarded(file: Path, read: Callable[[Path], _Content]) -> _Content:
+    try:
+        return read(file)
+    except RefusedFileError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise _refused(
+            file, f"it is damaged, or holds more than tensors and would run code: {_first(error)}"
+        ) from error
+    except Exception as error:
+        # Whatever damaged bytes lead to: the readers raise a dozen kinds, none of which says the file.
+        raise _refused(file, f"it is damaged, cut short or of another kind: {_first(error)}") from error
+
+
+def _read_code(file: Path) -> tuple[str, list[float]] | None:
+    if not zipfile.is_zipfile(file):
+        return None
+    with zipfile.ZipFile(file) as archive:
+        return read_code(file, archive) if is_torchscript(archive) else None
 
 
 def _read(file: Path) -> Any:
@@ -96,6 +117,7 @@ def _read(file: Path) -> Any:
 def _first(error: Exception) -> str:
     """A reader's message on one line; of torch's only the cause, which stands between two pieces of advice."""
     text = " ".join(str(error).split()).rpartition("from a trusted source. ")[2]
+    text = text.rpartition("WeightsUnpickler error: ")[2]
     return f"{type(error).__name__}: {text.partition(' Check the documentation')[0][:300]}"
 
 

@@ -94,6 +94,8 @@ class _TreeReader(pickle.Unpickler):
             return _DTYPES[name]
         if module == "torch.jit._pickle" and name in ("build_intlist", "build_doublelist", "build_boollist"):
             return list
+        if (module, name) == ("torch.jit._pickle", "restore_type_tag"):
+            return _untagged
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a tree of tensors")
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
@@ -139,6 +141,11 @@ def _tensor(
     return storage.as_strided(size, stride, offset)
 
 
+def _untagged(value: Any, _: str) -> Any:
+    """A list or a dictionary, without the name of its type in the archive's code."""
+    return value
+
+
 def _tensors(module: _Module, prefix: str, reader: _TreeReader) -> Iterator[tuple[str, torch.Tensor]]:
     declared = reader.declared(module.path)
     for name, value in module.attributes.items():
@@ -148,14 +155,16 @@ def _tensors(module: _Module, prefix: str, reader: _TreeReader) -> Iterator[tupl
             yield f"{prefix}{name}", value
 
 
-def numbers_of(file: Path, archive: zipfile.ZipFile, code: str) -> list[float]:
-    """Numbers of floating point in the archive's code: those written in it, and single ones among its constants.
+def read_code(file: Path, archive: zipfile.ZipFile) -> tuple[str, list[float]]:
+    """The archive's code as text, and its numbers: those written in it, and single ones among its constants.
 
     Raises:
         pickle.UnpicklingError: the constants are other than tensors and plain values.
     """
-    written = [float(number) for number in _NUMBER.findall(code)]
+    names = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
+    code = "\n".join(archive.read(name).decode() for name in names)
     name = next(name for name in archive.namelist() if name.endswith("/constants.pkl"))
     constants = _TreeReader(archive, file, name).load()
     tensors = [value for value in constants if isinstance(value, torch.Tensor)]
-    return written + [float(value) for value in tensors if value.numel() == 1 and value.is_floating_point()]
+    single = [float(value) for value in tensors if value.numel() == 1 and value.is_floating_point()]
+    return code, [float(number) for number in _NUMBER.findall(code)] + single

@@ -27,12 +27,21 @@ class ClipReference:
         tensors: Tensors,
         activation: str,
         prefix: str = "",
-        head_width: int = _HEAD_WIDTH,
-        text_head_width: int | None = None,
+        head_widths: tuple[int, int] = (_HEAD_WIDTH, _HEAD_WIDTH),
+        eos_id: int | None = None,
     ):
-        """Take the source's tensors, the name of its activation, and the width of a head, of texts if it differs."""
-        self.tensors, self.prefix, self.head_width = tensors, prefix, head_width
-        self.text_head_width = text_head_width or head_width
+        """Take the source's tensors, and what they do not tell.
+
+        Args:
+            tensors: by key.
+            activation: one of `ACTIVATIONS`.
+            prefix: of every key.
+            head_widths: of a text and of a vision head.
+            eos_id: where texts are pooled; `None` is at their largest id.
+        """
+        self.eos_id = eos_id
+        self.tensors, self.prefix = tensors, prefix
+        self.text_head_width, self.head_width = head_widths
         self.activation = ACTIVATIONS[activation]
         self.dtype = torch.float32
 
@@ -40,7 +49,7 @@ class ClipReference:
         """Every layer's hidden state, the embeddings before normalisation, and the logits, by name.
 
         Args:
-            input_ids: int64, (B, N); the largest id of a row is its EOS.
+            input_ids: int64, (B, N).
             pixel_values: float32 or float64, (B', 3, height, width), of the size that the tower was made for.
         """
         self.dtype = pixel_values.dtype
@@ -63,7 +72,7 @@ class ClipReference:
         later = torch.full((num_tokens, num_tokens), -math.inf, dtype=self.dtype).triu(1)
         outputs, hidden = self.blocks("transformer", "text", self.text_head_width, hidden, later)
         hidden = self.norm("ln_final", hidden)
-        ends = input_ids.argmax(dim=1)
+        ends = (input_ids if self.eos_id is None else (input_ids == self.eos_id).int()).argmax(dim=1)
         outputs["text.last_hidden_state"] = hidden
         outputs["text"] = hidden[torch.arange(len(ends)), ends] @ self.get("text_projection")
         return outputs

@@ -17,13 +17,14 @@ def reference_pixels(
     size: int,
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
+    squash: bool = False,
 ) -> torch.Tensor:
-    """Normalised pixels, float32, (pictures, 3, size, size)."""
+    """Normalised pixels, float32, (pictures, 3, size, size); squashed, nothing is cut and sides are not in keeping."""
     rows = []
     for picture in pictures:
         width, height = picture.size
         short = min(width, height)
-        sides = (int(size * width / short), int(size * height / short))
+        sides = (size, size) if squash else (int(size * width / short), int(size * height / short))
         resized = picture.resize(sides, Image.Resampling.BICUBIC)
         left, top = round((sides[0] - size) / 2), round((sides[1] - size) / 2)
         pixels = np.asarray(resized.crop((left, top, left + size, top + size)).convert("RGB"), dtype=np.float64) / 255
