@@ -1,4 +1,4 @@
-"""The verb convert: the system is told from the source, the folder is whole or not there, the status is the verdict."""
+"""The verb convert: a system is told from the source, a folder is whole or not there, the status is the verdict."""
 
 import json
 from pathlib import Path
