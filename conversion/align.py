@@ -70,7 +70,7 @@ def _image_processor(folder: Path) -> KoEnClipImageProcessor | None:
     deviation, and with `include_top` divides once more.
     """
     try:
-        settings: dict[str, Any] = AutoImageProcessor.from_pretrained(folder).to_dict()
+        settings: dict[str, Any] = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False).to_dict()
     except (OSError, ValueError):
         # What is wrong is said where the folder's own is read.
         return None

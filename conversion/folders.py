@@ -39,7 +39,7 @@ def read_config(folder: Path, config_class: type[PreTrainedConfig]) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"{folder} has no config.json. Give a folder that save_pretrained wrote.")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise RefusedFileError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, config_class):
@@ -187,7 +187,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
         raise ValueError(f"{folder} has no tokenizer: none of {', '.join(_VOCABULARY_FILES)} is there.")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         # The reader of tokenizer.json, which is written in Rust, raises nothing narrower.
         raise ValueError(

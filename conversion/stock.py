@@ -39,7 +39,7 @@ def stock_parity(folder: Path, made: Converted) -> Parity:
         folder: what the converter read.
         made: what it gave.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config_class, model_class = CLASSES[config.model_type]
     stock: Any = source_model(model_class, read_config(folder, config_class), read_weights(folder), str(folder))
     tokenizer = read_tokenizer(folder)
@@ -52,7 +52,9 @@ def stock_parity(folder: Path, made: Converted) -> Parity:
     def inputs() -> tuple[list[list[int]], torch.Tensor]:
         length = made.processor.tokenizer.model_max_length  # type: ignore[union-attr]
         rows = tokenizer(list(TEXTS), truncation=True, max_length=length)["input_ids"]
-        pixels = AutoImageProcessor.from_pretrained(folder)(sample_pictures(), return_tensors="pt")
+        pixels = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)(
+            sample_pictures(), return_tensors="pt"
+        )
         return rows, pixels["pixel_values"]
 
     return compare_with(made, forward, inputs, f"transformers' {model_class.__name__}")

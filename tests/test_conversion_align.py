@@ -1,6 +1,8 @@
 """ALIGN in: a folder of transformers' AlignModel becomes the same model, with its texts and pictures."""
 
+import json
 import math
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,26 @@ def test_damaged_and_malicious_weights_are_refused_without_running(tmp_path: Pat
     assert not (tmp_path / "trace").exists()
     # The twin: read carelessly, it does run.
     torch.load(tmp_path / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "trace").exists()
+
+
+def test_code_that_lies_in_a_folder_is_not_run(tmp_path: Path) -> None:
+    """A tokenizer and an image processor that name classes of files beside them."""
+    align_folder(tmp_path)
+    code = f"from pathlib import Path\nPath({str(tmp_path / 'trace')!r}).touch()\nclass Own: pass\n"
+    (tmp_path / "own.py").write_text(code, encoding="utf-8")
+    kinds = {"tokenizer_config.json": "AutoTokenizer", "preprocessor_config.json": "AutoImageProcessor"}
+    for name, auto_class in kinds.items():
+        before = (tmp_path / name).read_text(encoding="utf-8")
+        own = {"auto_map": {auto_class: ["own.Own", "own.Own"] if "Tok" in auto_class else "own.Own"}}
+        settings = {key: value for key, value in json.loads(before).items() if not key.endswith(("_class", "_type"))}
+        (tmp_path / name).write_text(json.dumps(settings | own | {"tokenizer_class": "Own"}), encoding="utf-8")
+        # transformers has classes of its own for ALIGN, and those are taken.
+        from_align(tmp_path)
+        assert not (tmp_path / "trace").exists()
+        (tmp_path / name).write_text(before, encoding="utf-8")
+    # The twin: run, the code leaves its trace.
+    runpy.run_path(str(tmp_path / "own.py"))
     assert (tmp_path / "trace").exists()
 
 
