@@ -5,6 +5,7 @@ BPE whose words end in a mark of their own.
 """
 
 import gzip
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from ko_en_clip import KoEnClipImageProcessor, KoEnClipProcessor, KoEnClipTokenizerFast
+from ko_en_clip.tokenizer_rules import character_table
 
 VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
 BOS_TOKEN, EOS_TOKEN = "<|startoftext|>", "<|endoftext|>"
@@ -22,9 +24,21 @@ _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 # What the file's vocabulary begins with: bytes that print, in order, then the rest, each as the letter of its byte.
 _PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
 
+# What ftfy makes of single characters in its standard settings, beside NFC: straight quotes, letters of ligatures, and
+# forms of full and half width as NFKC has them.
+_QUOTES = {"'": (0x2BC, *range(0x2018, 0x201C)), '"': tuple(range(0x201C, 0x2020))}
+_LIGATURES = {"Ĳ": "IJ", "ĳ": "ij", "ŉ": "ʼn"}
+_LIGATURES |= {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬆ": "st"}
+_WIDTHS = {chr(code): unicodedata.normalize("NFKC", chr(code)) for code in range(0xFF01, 0xFFF0)}
+_CHARACTERS = {
+    **{chr(code): quote for quote, codes in _QUOTES.items() for code in codes},
+    **_LIGATURES,
+    **{character: plain for character, plain in _WIDTHS.items() if plain != character},
+}
+
 NOT_REPRODUCED = (
-    "Texts are put in NFC, as ftfy leaves them; ftfy's mending of broken encodings, HTML entities and the final "
-    "sigma of Greek are not in tokenizer.json. Of a picture that is cut by an odd number of rows or columns, "
+    "Of what ftfy does to texts, NFC, straight quotes, ligatures and full width are in tokenizer.json; its mending of "
+    "broken encodings is not, nor are HTML entities and the final sigma of Greek. Of a picture that is cut by an odd number of rows or columns, "
     "torchvision's cut may begin one pixel later."
 )
 """What the released code does in Python and no rule of a tokenizer file can."""
@@ -59,7 +73,12 @@ def with_clip_rules(model: models.BPE, max_length: int) -> KoEnClipTokenizerFast
     """A model of CLIP's kind with what happens to a text before and after it."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        [
+            normalizers.Precompiled(character_table(_CHARACTERS)),
+            normalizers.NFC(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Lowercase(),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -345,6 +345,7 @@ SENTENCES = [
     unicodedata.normalize("NFD", "한글 자모"),
     "ÉCOLE CAFÉ 2024년 3월... '' 's?!",
     "emoji \U0001f600\u200d\U0001f525 and 漢字",
+    "“the” ‘inn’ ｔｈｅ　ﬁn ｶﾞ ㅋㅋㅋ",
     "in " * 60,
     "",
 ]
@@ -367,6 +368,14 @@ def test_tokens_of_a_word_worked_by_hand(vocabulary: Path) -> None:
     assert tokenizer.decode([514, 64, 256 + 77]).strip() == "the an"
     # The twin: "th" alone is no merge, as its "h" ends the word.
     assert tokenizer("th")["input_ids"] == [518, 83, 256 + 71, 519]
+
+
+def test_quotes_and_widths_are_plain_as_ftfy_leaves_them(vocabulary: Path) -> None:
+    tokenizer = clip_tokenizer(vocabulary)
+    plain = tokenizer("\"the\" 'inn' the fin")["input_ids"]
+    assert tokenizer("“the” ‘inn’ ｔｈｅ ﬁn")["input_ids"] == plain
+    # The twin: compatibility jamo stay what they are, where NFKC would take them apart.
+    assert tokenizer("ㅋ")["input_ids"] != tokenizer(unicodedata.normalize("NFKC", "ㅋ"))["input_ids"]
 
 
 def test_texts_with_special_tokens_spelled_out_are_texts(vocabulary: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """CLIP's tokenizing in plain Python, from the merges alone (Radford et al. 2021, `simple_tokenizer.py`).
 
-Without ftfy, and of HTML only what Python's own library undoes, as the released code does it twice.
+Of ftfy, which the released code runs first, what it does to single characters; of HTML what Python's library undoes.
 """
 
 import gzip
@@ -30,7 +30,7 @@ class ReferenceTokenizer:
 
     def __call__(self, text: str, max_length: int = 77) -> list[int]:
         """BOS, the text, EOS; a text too long is cut and ends in EOS all the same."""
-        cleaned = " ".join(html.unescape(html.unescape(unicodedata.normalize("NFC", text))).split()).lower()
+        cleaned = " ".join(html.unescape(html.unescape(fixed(text))).split()).lower()
         ids = [self.ids[entry] for word in split_words(cleaned) for entry in self.merged(word)]
         return [self.bos, *ids[: max_length - 2], self.eos]
 
@@ -45,6 +45,21 @@ class ReferenceTokenizer:
             place = ranks.index(min(ranks))
             parts[place : place + 2] = [parts[place] + parts[place + 1]]
         return parts
+
+
+def fixed(text: str) -> str:
+    """Straight quotes, single letters for ligatures, plain forms for full and half width, NFC."""
+    characters = []
+    for character in text:
+        if character in "\u02bc\u2018\u2019\u201a\u201b":
+            characters.append("'")
+        elif character in "\u201c\u201d\u201e\u201f":
+            characters.append('"')
+        elif "\uff01" <= character <= "\uffef" or character in "\u0132\u0133\ufb00\ufb01\ufb02\ufb03\ufb04\ufb06":
+            characters.append(unicodedata.normalize("NFKC", character))
+        else:
+            characters.append(character)
+    return unicodedata.normalize("NFC", "".join(characters))
 
 
 def split_words(text: str) -> list[str]:
