@@ -38,8 +38,8 @@ _CHARACTERS = {
 
 NOT_REPRODUCED = (
     "Of what ftfy does to texts, NFC, straight quotes, ligatures and full width are in tokenizer.json; its mending of "
-    "broken encodings is not, nor are HTML entities and the final sigma of Greek. Of a picture that is cut by an odd number of rows or columns, "
-    "torchvision's cut may begin one pixel later."
+    "broken encodings is not, nor are HTML entities and the final sigma of Greek. Of a picture that is cut by an odd "
+    "number of rows or columns, torchvision's cut may begin one pixel later."
 )
 """What the released code does in Python and no rule of a tokenizer file can."""
 
