@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AlignConfig, AlignModel, BertConfig
+from transformers import AlignConfig, BertConfig
 
 # From its module: transformers 5.17 exports a stand-in at the top level where torchvision is absent.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -16,7 +16,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from ko_en_clip import KoEnClipConfig, KoEnClipImageProcessor
 
 from .converted import Converted
-from .folders import LEFT_OUT, build_model, read_config, read_processor, read_weights, source_model, tower_fields
+from .folders import LEFT_OUT, build_model, read_config, read_processor, read_weights, tower_fields
 from .key_maps import Rule
 
 RULES = (
@@ -35,11 +35,10 @@ def from_align(folder: Path) -> Converted:
         ValueError: keys are unknown, missing or of another shape, or the folder has no tokenizer or image processor.
     """
     source = read_config(folder, AlignConfig)
-    stock = source_model(AlignModel, source, read_weights(folder), str(folder))
-    tensors = dict(stock.state_dict())
-    temperature = tensors.pop("temperature")
+    tensors = read_weights(folder)
+    temperature = tensors.pop("temperature", torch.zeros(()))
     if not temperature > 0:
-        raise ValueError(f"{folder} has the temperature {float(temperature)}; cosines are divided by it.")
+        raise ValueError(f"{folder} has the temperature {float(temperature)} or none; cosines are divided by it.")
     tensors["logit_scale"] = -temperature.double().log().to(temperature.dtype)
     config = KoEnClipConfig(
         text_config={"model_type": "bert", **tower_fields(source.text_config, BertConfig)},

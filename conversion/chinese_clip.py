@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import BertConfig, BertTokenizer, ChineseCLIPConfig, ChineseCLIPModel
+from transformers import BertConfig, BertTokenizer, ChineseCLIPConfig
 
 from ko_en_clip import KoEnClipConfig, KoEnClipImageProcessor, KoEnClipProcessor, KoEnClipVisionConfig
 from ko_en_clip.sizes_ko_en_clip import SIZES
 
 from .converted import Converted
-from .folders import LEFT_OUT, build_model, read_config, read_processor, read_weights, source_model, tower_fields
+from .folders import LEFT_OUT, build_model, read_config, read_processor, read_weights, tower_fields
 from .key_maps import TRANSPOSED, Rule
 from .openai_layout import RESNET_RULES, VIT_RULES, vision_shape
 from .parity import TEXTS, Parity, compare_with, sample_pictures
@@ -50,7 +50,6 @@ def from_chinese_clip(folder: Path) -> Converted:
         ValueError: keys are unknown, missing or of another shape, or the folder has no tokenizer or image processor.
     """
     source = read_config(folder, ChineseCLIPConfig)
-    stock = source_model(ChineseCLIPModel, source, read_weights(folder), str(folder))
     config = KoEnClipConfig(
         text_config={"model_type": "bert", **tower_fields(source.text_config, BertConfig)},
         vision_config=tower_fields(source.vision_config, KoEnClipVisionConfig),
@@ -58,7 +57,8 @@ def from_chinese_clip(folder: Path) -> Converted:
         text_pooling="cls",
         logit_scale_init_value=source.logit_scale_init_value,
     )
-    model = build_model(config, stock.state_dict(), FOLDER_RULES, str(folder))
+    # Not through ChineseCLIPModel, which makes the row of the padding token zero when it loads.
+    model = build_model(config, read_weights(folder), FOLDER_RULES, str(folder))
     processor = read_processor(folder, config.text_config)  # type: ignore[arg-type]
     return Converted(model, processor, f"Chinese-CLIP, {folder}", [])
 

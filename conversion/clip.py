@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPModel
 from ko_en_clip import KoEnClipConfig, KoEnClipModel, KoEnClipProcessor, KoEnClipTextConfig, KoEnClipVisionConfig
 
 from .converted import Converted
-from .folders import build_model, read_config, read_processor, read_tokenizer, read_weights, source_model
+from .folders import build_model, read_config, read_processor, read_tokenizer, read_weights
 from .key_maps import Rule
 
 RULES = (Rule("{name}", "{name}"),)
@@ -48,10 +48,9 @@ def from_clip_folder(folder: Path) -> Converted:
             its EOS is another than the configuration's.
     """
     source = read_config(folder, CLIPConfig)
-    stock = source_model(CLIPModel, source, read_weights(folder), str(folder))
     fields = _fields(source)
     fields["text_config"] |= _special_ids(folder, source.text_config)
-    model = build_model(KoEnClipConfig(**fields), stock.state_dict(), RULES, str(folder))
+    model = build_model(KoEnClipConfig(**fields), read_weights(folder), RULES, str(folder))
     processor = read_processor(folder, model.config.text_config)  # type: ignore[arg-type]
     return Converted(model, processor, f"CLIP, {folder}", [])
 

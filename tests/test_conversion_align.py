@@ -27,17 +27,19 @@ def test_the_converted_model_embeds_as_align_does(tmp_path: Path) -> None:
     own = AutoProcessor.from_pretrained(tmp_path)
     pictures = parity.sample_pictures()
     batch = own(text=list(parity.TEXTS), images=pictures, padding=True, truncation=True, return_tensors="pt")
+    ours = made.processor(text=list(parity.TEXTS), images=pictures, return_tensors="pt")
+    assert torch.equal(ours["input_ids"], batch["input_ids"])
+    # Two levels of 255, over half a range: torch resizes, and Pillow there.
+    assert_close(ours["pixel_values"], batch["pixel_values"], rtol=0, atol=2.01 / 127.5)
+    # Noise: a network of random weights hardly tells smooth pictures apart.
+    batch["pixel_values"] = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         found, expected = made.model(**batch), stock(**batch)
     # 1e-5: the same float32 operations; only cosines are divided or multiplied.
     for name in ("image_embeds", "text_embeds", "logits_per_image"):
         assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
     assert (expected.text_embeds[0] - expected.text_embeds[1]).abs().max() > 1e-3
-    assert (expected.image_embeds[0] - expected.image_embeds[1]).abs().max() > 1e-3
-    ours = made.processor(text=list(parity.TEXTS), images=pictures, return_tensors="pt")
-    assert torch.equal(ours["input_ids"], batch["input_ids"])
-    # Two levels of 255, over half a range: torch resizes, and Pillow there.
-    assert_close(ours["pixel_values"], batch["pixel_values"], rtol=0, atol=2.01 / 127.5)
+    assert (expected.image_embeds[0] - expected.image_embeds[1]).abs().max() > 1e-4
 
 
 def test_every_weight_arrives_unchanged(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def changed(folder: Path, **changes: torch.Tensor | None) -> None:
         ({"text_projection.bias": None}, "keys without weights: text_projection.bias"),
         ({"text_projection.bias": torch.zeros(81)}, r"text_projection.bias is \(81,\) and must be \(80,\)"),
         ({"third_tower.weight": torch.zeros(2)}, "unknown keys: third_tower.weight"),
-        ({"temperature": torch.tensor(0.0)}, "temperature 0.0"),
+        ({"temperature": torch.tensor(0.0)}, "temperature 0.0 or none"),
     ],
 )
 def test_weights_that_do_not_fit_stop_it(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

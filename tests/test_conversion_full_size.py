@@ -30,14 +30,26 @@ from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 
 pytestmark = pytest.mark.slow
 
-# What a conversion may take beside the weights themselves, in bytes.
+# What a conversion may take beside the weights themselves, in bytes: of memory of its own, since pages of the file,
+# which are mapped, go when others need the room. Weights count as float32, in which both sides are compared.
 BEYOND = 2 * 10**9
 PROGRAM = """
-import sys
+import sys, threading, time
 from ko_en_clip.__main__ import main
-main(["convert", sys.argv[1], f"--to={sys.argv[2]}", *sys.argv[3:]])
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print("PEAK", int(peak.split()[1]) * 1024)
+
+peaks = {"RssAnon": 0, "VmRSS": 0}
+
+def watch():
+    while True:
+        for line in open("/proc/self/status"):
+            name, _, value = line.partition(":")
+            if name in peaks:
+                peaks[name] = max(peaks[name], 1024 * int(value.split()[0]))
+        time.sleep(0.02)
+
+threading.Thread(target=watch, daemon=True).start()
+main(["convert", sys.argv[1], f"--to={sys.argv[2]}"])
+print("PEAKS", *peaks.values())
 """
 
 
@@ -125,13 +137,14 @@ def test_the_published_size_is_converted_within_its_memory(
         [sys.executable, "-c", PROGRAM, source, tmp_path / "out"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    peak = int(done.stdout.split("PEAK")[1])
+    own, resident = (int(number) for number in done.stdout.split("PEAKS")[1].split())
     weights = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     with capsys.disabled():
-        print(f"\n{make.__name__}: {weights / 1e9:.2f} GB of weights, peak {peak / 1e9:.2f} GB")
+        print(f"\n{make.__name__}: weights {weights / 1e9:.2f} GB, peak of its own {own / 1e9:.2f} GB, ", end="")
+        print(f"with mapped files {resident / 1e9:.2f} GB")
     report = json.loads((tmp_path / "out" / "parity.json").read_text(encoding="utf-8"))
     assert report["verdict"] == "within"
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == ("vit" if make is mae_large else KoEnClipModel.config_class.model_type)
-    assert peak - weights < BEYOND
+    assert own - 4 * parameters < BEYOND
     assert weights == pytest.approx(parameters * (2 if make is chinese_clip_h14 else 4), rel=1e-3)
