@@ -18,7 +18,7 @@ from transformers import AutoModel, CLIPModel, ViTMAEConfig, ViTMAEForPreTrainin
 
 from ko_en_clip import KoEnClipModel, KoEnClipProcessor
 from ko_en_clip.__main__ import main
-from ko_en_clip.conversion import parity
+from ko_en_clip.conversion import parity, stock
 from ko_en_clip.conversion.sources import find_source
 from ko_en_clip.manifests import read_manifest, verify_manifest
 
@@ -40,10 +40,8 @@ def own_folder(tiny_model: KoEnClipModel, tiny_processor: KoEnClipProcessor, tmp
     return tmp_path / "own"
 
 
-def test_a_folder_is_converted_whole(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stock = chinese_clip_folder(tmp_path / "source")
+def test_a_folder_is_converted_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = chinese_clip_folder(tmp_path / "source")
     convert(tmp_path / "source", tmp_path / "made" / "model")
     folder = tmp_path / "made" / "model"
     printed = capsys.readouterr().out
@@ -57,7 +55,7 @@ def test_a_folder_is_converted_whole(
     batch = processor(text=list(parity.TEXTS), images=parity.sample_pictures(), return_tensors="pt")
     with torch.no_grad():
         # 1e-4: cosines to 1e-6 times a scale of 14.
-        assert_close(model(**batch).logits_per_image, stock(**batch).logits_per_image, rtol=1e-4, atol=1e-4)
+        assert_close(model(**batch).logits_per_image, source(**batch).logits_per_image, rtol=1e-4, atol=1e-4)
 
     # Another source in its place.
     align_folder(tmp_path / "align")
@@ -122,7 +120,9 @@ def test_out_as_open_clip_and_in_again(own_folder: Path, tmp_path: Path) -> None
     assert_close(*weights, rtol=0, atol=0)
 
 
+# Tracing takes a quarter of a minute; the example of test_export.py does the same on a small model.
 # torch's ONNX exporter warns of a pytree class of its own that it has deprecated, and that ids and mask share axes.
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning", "ignore:# The axis name:UserWarning"
 )
@@ -144,8 +144,6 @@ def test_out_of_tolerance_is_status_1(
         with torch.no_grad():
             model.text_projection.weight[0, 0] += 0.1
         return stock_outputs(model, *arguments)
-
-    from ko_en_clip.conversion import stock
 
     stock_outputs = stock.stock_outputs
     monkeypatch.setattr(stock, "stock_outputs", other)

@@ -147,4 +147,5 @@ def test_the_published_size_is_converted_within_its_memory(
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == ("vit" if make is mae_large else KoEnClipModel.config_class.model_type)
     assert own - 4 * parameters < BEYOND
-    assert weights == pytest.approx(parameters * (2 if make is chinese_clip_h14 else 4), rel=1e-3)
+    # Counts and running statistics of batch norms are in the files too.
+    assert weights == pytest.approx(parameters * (2 if make is chinese_clip_h14 else 4), rel=5e-3)
