@@ -70,30 +70,39 @@ def write_folder(
     return folder
 
 
-def write_foreign_folder(folder: Path, **text: Any) -> Path:
+def write_foreign_folder(
+    folder: Path,
+    *,
+    tower: dict[str, int] | None = None,
+    vision: Shapes | None = None,
+    between: int = 28,
+    **text: Any,
+) -> Path:
     """XLM-RoBERTa beside a ViT, as open_clip's xlm-roberta-base-ViT-B-32, with its tokenizer and configuration."""
-    config = XLMRobertaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=42,
-        pad_token_id=1,
-    )
+    small = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 2, "max_position_embeddings": 42}
+    config = XLMRobertaConfig(**(tower or small), pad_token_id=1)
+    vision = vision or vit_shapes(128, 2, 8, 32, 24)
+    embed = vision["visual.proj"][1]
     torch.manual_seed(0)
     pooled = text.get("hf_pooler_type") == "cls_pooler"
-    tower = AutoModel.from_config(config, add_pooling_layer=pooled).eval()
+    model = AutoModel.from_config(config, add_pooling_layer=pooled).eval()
     with torch.no_grad():
-        for weight in tower.parameters():
+        for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
-    state = {f"text.transformer.{key}": tensor for key, tensor in tower.state_dict().items()}
+    state = {f"text.transformer.{key}": tensor for key, tensor in model.state_dict().items()}
+    width = config.hidden_size
     if text.get("hf_proj_type", "mlp") == "mlp":
-        state |= {"text.proj.0.weight": torch.randn(28, 32) / 5, "text.proj.2.weight": torch.randn(24, 28) / 5}
+        state["text.proj.0.weight"] = torch.randn(between, width) / width**0.5
+        state["text.proj.2.weight"] = torch.randn(embed, between) / between**0.5
     else:
-        state["text.proj.weight"] = torch.randn(24, 32) / 5
-    state |= random_state(vit_shapes(128, 2, 8, 32, 24) | {"logit_scale": ()})
-    write_folder(folder, VIT, state=state)
+        state["text.proj.weight"] = torch.randn(embed, width) / width**0.5
+    state |= random_state(vision | {"logit_scale": ()})
+    patch = vision["visual.conv1.weight"][2]
+    side = round((vision["visual.positional_embedding"][0] - 1) ** 0.5) * patch
+    layers = len([key for key in vision if key.endswith("in_proj_bias")])
+    cfg = {"image_size": side, "layers": layers, "width": vision["visual.conv1.weight"][0], "patch_size": patch}
+    write_folder(folder, VIT, state=state, vision=cfg, model={"embed_dim": embed})
     content = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
     content["model_cfg"]["text_cfg"] = {
         "hf_model_name": str(folder),

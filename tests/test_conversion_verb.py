@@ -2,16 +2,28 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from test_conversion_full_size import BEYOND, PROGRAM
 from test_conversion_kelip import config_of, write_tokenizer
 from test_conversion_kelip import write_folder as write_kelip
 from test_conversion_open_clip import write_folder as write_open_clip
 from test_conversion_open_clip import write_foreign_folder
-from test_conversion_openai import MERGES, RESNET, VIT, random_state, write_archive
+from test_conversion_openai import (
+    MERGES,
+    RESNET,
+    VIT,
+    random_state,
+    resnet_shapes,
+    text_shapes,
+    vit_shapes,
+    write_archive,
+)
 from test_conversion_reading import write_evil_archive
 from torch.testing import assert_close
 from transformers import AutoModel
@@ -116,3 +128,56 @@ def test_kelip_is_told_by_its_keys_whatever_its_model_type(tmp_path: Path) -> No
     for named in ({}, {"model_type": ""}):
         (source / "config.json").write_text(json.dumps(config_of(vocab_size) | named), encoding="utf-8")
         assert find_source(str(source)).kind == "kelip"
+
+
+# The published sizes
+
+
+def openai_l14(folder: Path) -> Path:
+    """In half precision but for norms and embeddings, as it is published."""
+    folder.mkdir()
+    shapes = text_shapes(768, 12, 768, 49408, 77) | vit_shapes(1024, 24, 14, 224, 768)
+    wide = ("ln_", "embedding", "logit_scale")
+    state = {key: t if any(part in key for part in wide) else t.half() for key, t in random_state(shapes).items()}
+    write_archive(state, folder / "ViT-L-14.pt")
+    return folder / "ViT-L-14.pt"
+
+
+def openai_rn50x16(folder: Path) -> Path:
+    folder.mkdir()
+    shapes = text_shapes(768, 12, 768, 49408, 77) | resnet_shapes((6, 8, 18, 8), 96, 384, 768)
+    write_archive(random_state(shapes), folder / "RN50x16.pt")
+    return folder / "RN50x16.pt"
+
+
+def open_clip_xlm_roberta_b32(folder: Path) -> Path:
+    return write_foreign_folder(
+        folder,
+        tower={"vocab_size": 250002, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+        | {"num_attention_heads": 12, "max_position_embeddings": 514},
+        vision=vit_shapes(768, 12, 32, 224, 512),
+        between=640,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "millions"),
+    [(openai_l14, 427.62), (openai_rn50x16, 290.98), (open_clip_xlm_roberta_b32, 366.12)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_published_size_is_converted_within_its_memory(
+    make: Callable[[Path], Path], millions: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sizes are those of `docs/model_profile.csv` of open_clip, in millions with two digits."""
+    source = make(tmp_path / "source")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, source, tmp_path / "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    own, resident = (int(number) for number in done.stdout.split("PEAKS")[1].split())
+    with capsys.disabled():
+        print(f"\n{make.__name__}: peak of its own {own / 1e9:.2f} GB, with mapped files {resident / 1e9:.2f} GB")
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert sum(weight.numel() for weight in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
+    assert own - 4e6 * millions < BEYOND
