@@ -25,6 +25,7 @@ FLAGS = {
     "distill": STAGE | {"teacher", "teacher_language"},
     "classify": STAGE | {"labels", "test_image_size"},
     "evaluate": {"model", "suite", "peers", "start", "override", "output_dir"},
+    "convert": {"source", "to", "format", "vocabulary", "activation", "num_text_heads", "num_vision_heads"},
     "publish": {"model", "to", "hub", "public", "facts", "results"},
 }
 

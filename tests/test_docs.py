@@ -5,7 +5,7 @@ import re
 import runpy
 import statistics
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from scipy import stats
 
 from ko_en_clip import KoEnClipConfig, KoEnClipModel
 from ko_en_clip.__main__ import VERBS
+from ko_en_clip.commands.convert import ConvertSettings
 from ko_en_clip.commands.evaluate import table
 from ko_en_clip.commands.train_tokenizer import TrainTokenizerSettings
 from ko_en_clip.evaluation.metrics import Result
@@ -159,6 +160,15 @@ def test_a_claim_is_decided_by_both_intervals():
     assert [verdict(sign, above) for sign in (1, -1, 0)] == ["supported", "contradicted", "silent"]
     assert [verdict(sign, below) for sign in (1, -1)] == ["contradicted", "supported"]
     assert verdict(1, {**above, "seeds_low": -0.1}) == verdict(1, {**above, "items_low": -0.1}) == "undecided"
+
+
+def test_the_conversion_page_names_flags_and_formats_that_exist():
+    page = (ROOT / "docs" / "conversion.md").read_text(encoding="utf-8")
+    hints = get_type_hints(ConvertSettings)
+    assert set(re.findall(r"--([a-z_]+)", page)) <= set(hints)
+    assert {"to", "format", "vocabulary", "activation"} <= set(re.findall(r"--([a-z_]+)", page))
+    (table,) = re.findall(r"\| `--format` .*?\n\n", page, re.DOTALL)
+    assert set(re.findall(r"^\| `([a-z_]+)`", table, re.MULTILINE)) == set(get_args(hints["format"]))
 
 
 def test_the_evaluation_page_names_every_suite_and_task_and_its_own_suite_loads(tmp_path):

@@ -645,3 +645,26 @@ def test_mean_of_nothing_is_finite() -> None:
     )
     nothing = torch.zeros(1, 3, dtype=torch.int64)
     assert model.get_text_features(torch.ones_like(nothing), attention_mask=nothing).pooler_output.isfinite().all()
+
+
+def test_two_layers_of_text_projection_are_linear_gelu_linear() -> None:
+    bert = {"model_type": "bert", "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32}
+    bert |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    fields = {"text_config": bert, "vision_config": vision | {"image_size": 32}, "text_pooling": "cls"}
+    torch.manual_seed(0)
+    model = KoEnClipModel(KoEnClipConfig(**fields, projection_dim=6, text_projection_hidden_size=9)).eval()
+    first, last = (model.text_projection[place].weight.detach().double() for place in (0, 2))
+    assert (first.shape, last.shape) == ((9, 16), (6, 9))
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        pooled = model.text_model(ids).last_hidden_state[:, 0].double()
+        found = model.get_text_features(ids).pooler_output.double()
+    between = pooled @ first.T
+    gelu = between * 0.5 * (1 + torch.erf(between / 2**0.5))
+    # Float32 against float64.
+    assert_close(found, gelu @ last.T, rtol=1e-4, atol=1e-6)
+    # The twin: without GELU it is one linear map.
+    assert (found - between @ last.T).abs().max() > 1e-3
+    with pytest.raises(StrictDataclassError, match="text_projection_hidden_size is 0"):
+        KoEnClipConfig(**fields, text_projection_hidden_size=0)

@@ -19,8 +19,9 @@ ROOMS = {
     "training": 3,
     "evaluation": 3,
     "publishing": 4,
-    "commands": 5,
-    "__main__": 6,
+    "conversion": 5,
+    "commands": 6,
+    "__main__": 7,
 }
 SHIPPED_THIRD_PARTY = {
     "torch",

@@ -1,7 +1,7 @@
 """What the package writes, loaded by transformers 4.57, whose tokenizers is older, and by 5 without the package.
 
-`make test-457` makes the environment `.venv-457`. A tokenizer folder loads there as `PreTrainedTokenizerFast`; a model
-written by `to_clip` loads as stock `CLIPModel`, with a tokenizer and an image processor of transformers' own classes.
+`make test-457` makes the environment `.venv-457`. A tokenizer folder loads there as `PreTrainedTokenizerFast`; a
+folder of `to_clip_folder` loads as stock `CLIPModel`, with a tokenizer and an image processor of transformers'.
 """
 
 import json
@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from training_texts import TRAINING_TEXTS
 from transformers import AutoTokenizer
 
-from ko_en_clip import KoEnClipImageProcessor, KoEnClipModel, KoEnClipTokenizerFast
-from ko_en_clip.conversion.clip import to_clip
+from ko_en_clip import KoEnClipImageProcessor, KoEnClipModel, KoEnClipProcessor, KoEnClipTokenizerFast
+from ko_en_clip.conversion.clip import to_clip_folder
 from ko_en_clip.tokenizer_training import TokenizerSettings, train_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -244,26 +244,6 @@ def test_auto_tokenizer_of_457_refuses_our_class_by_name(folder: Path, python_45
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def write_stock_folder(folder: Path, model: KoEnClipModel, tokenizer: KoEnClipTokenizerFast) -> None:
-    """A model, tokenizer and processor that need no code of ours in 4.57 and 5.
-
-    5 saves its plain tokenizer under a name that 4.57 does not know; the older name is known to both. Without
-    `model_input_names`, 4.57 adds `token_type_ids`, which `CLIPModel.forward` refuses.
-    """
-    to_clip(model).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
-    file.write_text(json.dumps(settings), encoding="utf-8")
-    side = model.config.vision_config.image_size
-    image_processor = KoEnClipImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    settings = image_processor.to_dict() | {"image_processor_type": "CLIPImageProcessor"}
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    processor = {"processor_class": "CLIPProcessor", "image_processor": settings}
-    (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
-
-
 def write_pictures(folder: Path) -> list[Image.Image]:
     """Smooth pictures, wide, tall and square, without symmetry."""
     folder.mkdir()
@@ -286,12 +266,13 @@ def test_stock_folder_gives_the_same_features(
         # Biases are zero and norms one at the start, which would hide that they are lost.
         for weight in tiny_model.parameters():
             weight.add_(torch.randn_like(weight) * 0.05)
-    write_stock_folder(tmp_path / "stock", tiny_model, tokenizer)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = KoEnClipProcessor(image_processor=KoEnClipImageProcessor(**size), tokenizer=tokenizer)
+    to_clip_folder(tiny_model, processor, tmp_path / "stock")
     pictures, texts = write_pictures(tmp_path / "pictures"), sample_texts()
     (tmp_path / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     batch = dict(tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
-    batch["pixel_values"] = KoEnClipImageProcessor(**size)(pictures, return_tensors="pt")["pixel_values"]
+    batch["pixel_values"] = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     save_file({"pixel_values": batch["pixel_values"]}, tmp_path / "pictures/given.safetensors")
 
     arguments = (tmp_path / "pictures", tmp_path / "texts.json", tmp_path / "found.safetensors")

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from .commands import classify, demo, distill, evaluate, pretrain, publish, train, train_tokenizer
+from .commands import classify, convert, demo, distill, evaluate, pretrain, publish, train, train_tokenizer
 from .settings_files import build_settings, find_settings_file, packaged
 from .training.classification import ClassificationSettings
 from .training.settings import ContrastiveSettings, DistillationSettings, StageSettings
@@ -29,7 +29,18 @@ VERBS: dict[str, tuple[type, Callable[[Any], None], str]] = {
         evaluate.run,
         "any CLIP-type model on suites of tasks, beside its peers",
     ),
+    "convert": (
+        convert.ConvertSettings,
+        convert.run,
+        "other systems' weights in and out, with a check of what they give",
+    ),
     "publish": (publish.PublishSettings, publish.publish, "a bundle that loads without this package, and the Hub"),
+}
+# Of some verbs one field is given without its name.
+POSITIONAL = {
+    "evaluate": {"model": "Folder or Hub id of the model."},
+    "convert": {"source": "File, folder or Hub id."},
+    "publish": {"model": "Folder of the model."},
 }
 
 
@@ -60,10 +71,10 @@ def _parser() -> ArgumentParser:
             action=ActionConfigFile,
             help=f"A YAML file or a packaged recipe: {', '.join(packaged('recipes'))}.",
         )
-        positional = {"model"} if verb in ("evaluate", "publish") else set()
-        for name in positional:
-            subparser.add_argument(name, type=str, help="Folder of the model; evaluate takes a Hub id too.")
-        subparser.add_class_arguments(settings_class, skip=positional)
+        positional = POSITIONAL.get(verb, {})
+        for name, described in positional.items():
+            subparser.add_argument(name, type=str, help=described)
+        subparser.add_class_arguments(settings_class, skip=set(positional))
         subcommands.add_subcommand(verb, subparser, help=description)
     return parser
 

@@ -240,6 +240,9 @@ class KoEnClipConfig(PreTrainedConfig):
             this must be `False` there.
         text_projection_bias (`bool`, *optional*, defaults to `False`):
             Whether the text projection has a bias, as ALIGN's has.
+        text_projection_hidden_size (`int`, *optional*):
+            Width between the two linear layers, with GELU between, that then are the text projection, as open_clip has
+            them after XLM-RoBERTa. Default: one linear layer.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
             Natural logarithm of the first logit scale: ln(1/0.07) (Radford et al. 2021, section 2.5).
         loss_type (`str`, *optional*, defaults to `"softmax"`):
@@ -285,6 +288,7 @@ class KoEnClipConfig(PreTrainedConfig):
     vision_pooling: str | None = None
     use_visual_projection: bool = True
     text_projection_bias: bool = False
+    text_projection_hidden_size: int | None = None
     logit_scale_init_value: float = 2.6592
     loss_type: str = "softmax"
     logit_bias_init_value: float = -10.0
@@ -383,6 +387,11 @@ class KoEnClipConfig(PreTrainedConfig):
         if self.text_pooling == "eos" and not isinstance(getattr(self.text_config, "eos_token_id", None), int):
             raise ValueError(
                 "text_pooling is 'eos', but text_config.eos_token_id is not set; texts are pooled at one EOS id."
+            )
+        if self.text_projection_hidden_size is not None and self.text_projection_hidden_size < 1:
+            raise ValueError(
+                f"text_projection_hidden_size is {self.text_projection_hidden_size}; it must be a width of 1 or more, "
+                "or None for one linear layer."
             )
         self._check_loss()
         _check_heads("decoder", self.decoder_hidden_size, self.decoder_num_attention_heads)

@@ -112,6 +112,13 @@ def _projection(hidden_size: int, projection_dim: int, bias: bool = False) -> nn
     return projection
 
 
+def _text_projection(config: KoEnClipConfig, text_size: int) -> nn.Module:
+    """One linear layer, or two with GELU between, of which the first has no bias."""
+    hidden_size = config.text_projection_hidden_size
+    last = _projection(hidden_size or text_size, config.projection_dim, config.text_projection_bias)
+    return last if hidden_size is None else nn.Sequential(_projection(text_size, hidden_size), nn.GELU(), last)
+
+
 # By model type, not by class: remote code may be read twice, which makes two classes of one.
 TOWERS: dict[str, type[PreTrainedModel]] = {
     KoEnClipTextConfig.model_type: KoEnClipTextModel,
@@ -252,7 +259,7 @@ class KoEnClipModel(KoEnClipPreTrainedModel):
                 f"use_visual_projection is False, but the vision tower's vector has {image_size} numbers and "
                 f"projection_dim is {config.projection_dim}. Make the two equal, or set use_visual_projection=True."
             )
-        self.text_projection = _projection(text_size, config.projection_dim, config.text_projection_bias)
+        self.text_projection = _text_projection(config, text_size)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         if config.loss_type == "sigmoid":
             self.logit_bias = nn.Parameter(torch.tensor(config.logit_bias_init_value))

@@ -157,7 +157,8 @@ def tower_image_processor(origin: str) -> KoEnClipImageProcessor:
         "Say in model.image_processor what the tower was trained with: image_mean, image_std, resample and so on."
     )
     try:
-        found = AutoImageProcessor.from_pretrained(origin).to_dict()
+        # Without the flag transformers would ask, at a terminal, whether to run code of the folder.
+        found = AutoImageProcessor.from_pretrained(origin, trust_remote_code=False).to_dict()
     except (OSError, ValueError) as error:
         raise ValueError(f"{origin} has no image processor that can be read: {error} {way_out}") from error
     other = {name: value for name, value in found.items() if name not in _PICTURE_FIELDS | _OTHER_FIELDS and value}

@@ -139,7 +139,7 @@ def read_tower(key: str, origin: str) -> PretrainedTower:
 def _joint_fields(key: str, config: KoEnClipConfig) -> dict[str, Any]:
     names = {
         "vision_config": ("vision_pooling", "use_visual_projection"),
-        "text_config": ("text_pooling", "text_projection_bias"),
+        "text_config": ("text_pooling", "text_projection_bias", "text_projection_hidden_size"),
     }
     return {name: getattr(config, name) for name in names[key]}
 
