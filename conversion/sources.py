@@ -137,10 +137,13 @@ def _kind_of_folder(folder: Path) -> str:
     if not file.is_file():
         raise ValueError(f"{folder} has no config.json, so that nothing says of which system it is. {_known()}")
     try:
-        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        kind = settings.get("model_type")
     except (ValueError, AttributeError) as error:
         raise RefusedFileError(f"{file} is damaged: {error}") from error
-    if kind in _FOLDERS or kind == KoEnClipConfig.model_type:
+    # KELIP's settings have the names of OpenAI's code, whatever model_type says.
+    names_of_openai = {"embed_dim", "transformer_width"} <= settings.keys()
+    if not names_of_openai and (kind in _FOLDERS or kind == KoEnClipConfig.model_type):
         return str(kind)
     if is_kelip(read_weights(folder)):
         return "kelip"

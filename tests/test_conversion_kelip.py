@@ -14,6 +14,7 @@ from training_texts import TRAINING_TEXTS
 
 from ko_en_clip import KoEnClipConfig, KoEnClipModel, KoEnClipProcessor
 from ko_en_clip.conversion.kelip import from_kelip, is_kelip, kelip_parity
+from ko_en_clip.conversion.sources import find_source
 
 PAD, BOS, EOS = "[PAD]", "[BOS]", "[EOS]"
 
@@ -277,3 +278,11 @@ def test_the_released_size_becomes_the_same_model_in_little_memory(tmp_path: Pat
     weights = 4 * 176_575_233
     assert int(converting) < weights + 2e9
     assert int(comparing) < weights + 2e9
+
+
+@pytest.mark.parametrize("model_type", [None, "clip", "kelip"])
+def test_a_hub_folder_is_told_by_its_settings_whatever_model_type_says(model_type: str | None, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "kelip")
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"model_type": model_type}
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert find_source(str(folder)).kind == "kelip"
