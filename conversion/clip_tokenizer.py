@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ko_en_clip import KoEnClipImageProcessor, KoEnClipProcessor, KoEnClipTokenizerFast
 from ko_en_clip.tokenizer_rules import character_table
+from ko_en_clip.tokenizer_training import finished_tokenizer
 
 VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
 BOS_TOKEN, EOS_TOKEN = "<|startoftext|>", "<|endoftext|>"
@@ -87,36 +88,10 @@ def with_clip_rules(model: models.BPE, max_length: int) -> KoEnClipTokenizerFast
         ]
     )
     tokenizer.decoder = decoders.Sequence([decoders.Replace(_WORD_END, " "), decoders.Fuse(), decoders.ByteLevel()])
-    return finished_tokenizer(tokenizer, pad=EOS_TOKEN, bos=BOS_TOKEN, eos=EOS_TOKEN, max_length=max_length)
-
-
-def finished_tokenizer(
-    tokenizer: Tokenizer, *, pad: str, bos: str, eos: str, max_length: int
-) -> KoEnClipTokenizerFast:
-    """A backend with BOS before and EOS after every text, cut and padded to `max_length` at most, as a tokenizer here.
-
-    Raises:
-        ValueError: the vocabulary lacks one of the three.
-    """
-    missing = [token for token in (pad, bos, eos) if tokenizer.token_to_id(token) is None]
+    missing = [token for token in (BOS_TOKEN, EOS_TOKEN) if tokenizer.token_to_id(token) is None]
     if missing:
         raise ValueError(f"the vocabulary has no {', '.join(missing)}.")
-    tokenizer.add_special_tokens(list(dict.fromkeys([pad, bos, eos])))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A {eos}",
-        pair=f"{bos} $A {eos} {bos} $B {eos}",
-        special_tokens=[(bos, tokenizer.token_to_id(bos)), (eos, tokenizer.token_to_id(eos))],
-    )
-    tokenizer.enable_truncation(max_length)
-    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
-    return KoEnClipTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=pad,
-        bos_token=bos,
-        eos_token=eos,
-        model_max_length=max_length,
-        model_input_names=KoEnClipTokenizerFast.model_input_names,
-    )
+    return finished_tokenizer(tokenizer, pad=EOS_TOKEN, bos=BOS_TOKEN, eos=EOS_TOKEN, max_length=max_length)
 
 
 def clip_processor(

@@ -14,8 +14,9 @@ import torch
 from tokenizers import Tokenizer, normalizers
 
 from ko_en_clip import KoEnClipTokenizerFast
+from ko_en_clip.tokenizer_training import finished_tokenizer
 
-from .clip_tokenizer import clip_processor, finished_tokenizer
+from .clip_tokenizer import clip_processor
 from .converted import Converted
 from .folders import build_model, read_weights
 from .openai_clip import clip_config, special_ids

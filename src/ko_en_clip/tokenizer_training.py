@@ -154,20 +154,29 @@ def _with_rules(model: models.BPE, max_length: int) -> KoEnClipTokenizerFast:
     tokenizer.normalizer = text_normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([word_splitter(), _LETTERS])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(_SPECIAL_TOKENS)
-    bos_id, eos_id = tokenizer.token_to_id(BOS_TOKEN), tokenizer.token_to_id(EOS_TOKEN)
+    return finished_tokenizer(tokenizer, pad=PAD_TOKEN, bos=BOS_TOKEN, eos=EOS_TOKEN, max_length=max_length)
+
+
+def finished_tokenizer(
+    tokenizer: Tokenizer, *, pad: str, bos: str, eos: str, max_length: int
+) -> KoEnClipTokenizerFast:
+    """A backend with BOS before and EOS after every text, cut and padded to `max_length` at most, as a tokenizer here.
+
+    Those of the three that the vocabulary lacks get the next ids.
+    """
+    tokenizer.add_special_tokens(list(dict.fromkeys([pad, bos, eos])))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS_TOKEN} $A {EOS_TOKEN}",
-        pair=f"{BOS_TOKEN} $A {EOS_TOKEN} {BOS_TOKEN} $B {EOS_TOKEN}",
-        special_tokens=[(BOS_TOKEN, bos_id), (EOS_TOKEN, eos_id)],
+        single=f"{bos} $A {eos}",
+        pair=f"{bos} $A {eos} {bos} $B {eos}",
+        special_tokens=[(bos, tokenizer.token_to_id(bos)), (eos, tokenizer.token_to_id(eos))],
     )
     tokenizer.enable_truncation(max_length)
-    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(PAD_TOKEN), pad_token=PAD_TOKEN)
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     return KoEnClipTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=PAD_TOKEN,
-        bos_token=BOS_TOKEN,
-        eos_token=EOS_TOKEN,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
         model_max_length=max_length,
         # Written into the folder, so that transformers 4, which does not know the class, adds no token types.
         model_input_names=KoEnClipTokenizerFast.model_input_names,
